@@ -1,0 +1,102 @@
+//! The envelope of RFC 5321 s. 2.3.1 with the parameters of RFC 3461, 6152, 6531, 8689.
+
+use serde::{Deserialize, Serialize};
+
+use crate::Address;
+
+/// What MAIL and RCPT said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// `None` is the null reverse-path `<>`.
+    pub reverse_path: Option<Address>,
+    /// ENVID, xtext-decoded: printable US-ASCII, at most 100 characters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub envid: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ret: Option<Ret>,
+    #[serde(default)]
+    pub body: BodyType,
+    #[serde(default)]
+    pub smtputf8: bool,
+    #[serde(default)]
+    pub requiretls: bool,
+    /// In the order of the RCPT commands; never empty once accepted.
+    pub recipients: Vec<Recipient>,
+}
+
+/// One RCPT command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipient {
+    pub address: Address,
+    #[serde(default)]
+    pub notify: Notify,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub original: Option<OriginalRecipient>,
+}
+
+/// ORCPT, RFC 3461 s. 4.2: decoded from xtext; both parts free of control characters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OriginalRecipient {
+    /// `rfc822` or `utf-8` as a rule.
+    pub kind: String,
+    pub address: String,
+}
+
+/// RET, RFC 3461 s. 4.3: how much of the message a failure notice returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ret {
+    Full,
+    Hdrs,
+}
+
+/// BODY, RFC 6152. BINARYMIME is not offered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BodyType {
+    #[default]
+    SevenBit,
+    EightBitMime,
+}
+
+/// NOTIFY, RFC 3461 s. 4.1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Notify {
+    /// The parameter was absent: failures are reported, delays may be.
+    #[default]
+    Absent,
+    Never,
+    On {
+        success: bool,
+        failure: bool,
+        delay: bool,
+    },
+}
+
+impl Notify {
+    pub fn wants_failure(self) -> bool {
+        match self {
+            Notify::Absent => true,
+            Notify::Never => false,
+            Notify::On { failure, .. } => failure,
+        }
+    }
+
+    /// Whether a delay may be reported; [`Notify::asks_delay`] tells that it was asked for.
+    pub fn allows_delay(self) -> bool {
+        match self {
+            Notify::Absent => true,
+            Notify::Never => false,
+            Notify::On { delay, .. } => delay,
+        }
+    }
+
+    pub fn asks_delay(self) -> bool {
+        matches!(self, Notify::On { delay: true, .. })
+    }
+
+    pub fn wants_success(self) -> bool {
+        matches!(self, Notify::On { success: true, .. })
+    }
+}

@@ -1,0 +1,115 @@
+//! Instants as whole milliseconds since the Unix epoch.
+//!
+//! The type carries no clock: whoever needs "now" takes it as an argument.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Milliseconds since 1970-01-01T00:00:00Z.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(transparent)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// Later than every instant the gateway handles.
+    pub const FAR_FUTURE: Timestamp = Timestamp(i64::MAX);
+
+    pub const fn from_millis(millis: i64) -> Self {
+        Timestamp(millis)
+    }
+
+    pub const fn from_secs(secs: i64) -> Self {
+        Timestamp(secs.saturating_mul(1000))
+    }
+
+    pub const fn as_millis(self) -> i64 {
+        self.0
+    }
+
+    /// This instant moved forward, stopping at [`Timestamp::FAR_FUTURE`].
+    #[must_use]
+    pub fn plus(self, by: Duration) -> Self {
+        Timestamp(
+            self.0
+                .saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)),
+        )
+    }
+
+    /// This instant moved back, stopping at the smallest value.
+    #[must_use]
+    pub fn minus(self, by: Duration) -> Self {
+        Timestamp(
+            self.0
+                .saturating_sub(i64::try_from(by.as_millis()).unwrap_or(i64::MAX)),
+        )
+    }
+
+    /// The time passed since `earlier`; zero if `earlier` is later, as after a
+    /// clock set back.
+    pub fn since(self, earlier: Timestamp) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// `Mon, 24 Nov 2026 03:05:00 +0000`, the date-time of RFC 5322 s. 3.3, in UTC.
+    pub fn rfc5322(self) -> String {
+        self.in_utc()
+            .strftime("%a, %d %b %Y %H:%M:%S +0000")
+            .to_string()
+    }
+
+    /// `2026-11-24T03:05:00.123Z`, RFC 3339 in UTC with milliseconds.
+    pub fn rfc3339(self) -> String {
+        self.in_utc().strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+    }
+
+    /// The UTC calendar day as `yyyymmdd`, the unit in which the log is kept and dropped.
+    pub fn day(self) -> u32 {
+        let date = self.in_utc().date();
+        date.year().unsigned_abs() as u32 * 10_000
+            + date.month().unsigned_abs() as u32 * 100
+            + date.day().unsigned_abs() as u32
+    }
+
+    fn in_utc(self) -> jiff::Zoned {
+        jiff::Timestamp::from_millisecond(self.0)
+            .unwrap_or(if self.0 < 0 {
+                jiff::Timestamp::MIN
+            } else {
+                jiff::Timestamp::MAX
+            })
+            .to_zoned(jiff::tz::TimeZone::UTC)
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.rfc3339())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prints_the_forms_of_the_rfcs() {
+        let t = Timestamp::from_secs(1_795_489_500);
+        assert_eq!(t.rfc5322(), "Tue, 24 Nov 2026 03:05:00 +0000");
+        assert_eq!(t.rfc3339(), "2026-11-24T03:05:00.000Z");
+        assert_eq!(t.day(), 20_261_124);
+    }
+
+    #[test]
+    fn arithmetic_saturates() {
+        let t = Timestamp::from_millis(5);
+        assert_eq!(t.since(Timestamp::from_millis(9)), Duration::ZERO);
+        assert_eq!(
+            Timestamp::FAR_FUTURE.plus(Duration::from_secs(1)),
+            Timestamp::FAR_FUTURE
+        );
+    }
+}

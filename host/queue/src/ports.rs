@@ -1,0 +1,26 @@
+//! What the engine needs of the world, as traits.
+//!
+//! Adapters implement these in `store`, `policy` and `net`; the simulation implements
+//! them again. All futures are boxed so that the engine is one type whatever is behind it.
+
+mod clock;
+mod policy;
+mod resolver;
+mod sink;
+mod store;
+mod transport;
+
+use std::future::Future;
+use std::pin::Pin;
+
+pub use clock::Clock;
+pub use policy::{Policy, PolicyFault};
+pub use resolver::{Destination, MxHost, Resolver};
+pub use sink::{ExportBatch, Payload, Sink, SinkError};
+pub use store::*;
+pub use transport::{
+    ContentReader, Endpoint, HandOff, Hand, Job, JobRecipient, Target, TlsMode, Transport,
+};
+
+/// A boxed future that borrows from its port.
+pub type Fut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
