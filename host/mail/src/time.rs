@@ -74,14 +74,10 @@ impl Timestamp {
             + date.day().unsigned_abs() as u32
     }
 
-    fn in_utc(self) -> jiff::Zoned {
-        jiff::Timestamp::from_millisecond(self.0)
-            .unwrap_or(if self.0 < 0 {
-                jiff::Timestamp::MIN
-            } else {
-                jiff::Timestamp::MAX
-            })
-            .to_zoned(jiff::tz::TimeZone::UTC)
+    fn in_utc(self) -> jiff::civil::DateTime {
+        let instant =
+            jiff::Timestamp::from_millisecond(self.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+        jiff::tz::Offset::UTC.to_datetime(instant)
     }
 }
 

@@ -1,1 +1,2 @@
-
+//! Sockets, DNS, TLS and the operating system's clock: the adapters of the engine's ports
+//! to the network.

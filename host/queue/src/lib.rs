@@ -3,10 +3,17 @@
 //! It accepts, schedules, delivers, notifies, exports and sweeps. It knows nothing of
 //! SQL, wasmtime or sockets, and reads no clock but the one it is given.
 
+pub mod control;
 pub mod directory;
+pub mod engine;
+pub mod intake;
 pub mod ports;
 pub mod route;
+pub mod settings;
 pub mod shape;
 
 pub use directory::Directory;
+pub use engine::{Engine, Parts};
+pub use intake::{Intake, Submission};
 pub use ports::*;
+pub use settings::Settings;

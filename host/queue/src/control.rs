@@ -1,0 +1,80 @@
+//! What operators see of the queue and may do to it.
+
+use serde::{Deserialize, Serialize};
+use tidegate_mail::{MessageId, RecipientId, Timestamp, TrafficClass};
+
+use crate::shape::{LaneKey, Limits, WaitReason};
+
+/// Which recipients a listing or a measure is about. All given parts must match.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct QueueQuery {
+    pub tenant: Option<String>,
+    pub message: Option<MessageId>,
+    pub domain: Option<String>,
+    pub site: Option<String>,
+    pub relay: Option<String>,
+    /// At most this many (1 to 10,000; 0 means 100).
+    pub limit: u32,
+}
+
+/// A waiting recipient: why it waits, and when it moves next.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct QueueEntry {
+    pub id: RecipientId,
+    pub tenant: String,
+    pub domain: String,
+    pub class: TrafficClass,
+    pub relay: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
+    pub attempts: u32,
+    pub due: Timestamp,
+    pub expires_at: Timestamp,
+    /// `None`: an attempt is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<WaitReason>,
+    /// Filled from the store for listings by people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sender: Option<String>,
+    /// The last reply or fault.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last: Option<String>,
+}
+
+/// A lane with mail in it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LaneEntry {
+    pub key: LaneKey,
+    pub backlog: u32,
+    pub in_flight: u32,
+    pub limits: Limits,
+    /// Hex digest of the shaping revision behind the limits; `None`: the host's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff_until: Option<Timestamp>,
+}
+
+/// The gateway in numbers since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    pub accepted_messages: u64,
+    pub accepted_recipients: u64,
+    pub delivered: u64,
+    pub deferred: u64,
+    pub bounced: u64,
+    pub expired: u64,
+    pub cancelled: u64,
+    pub notices: u64,
+    pub passthrough_tried: u64,
+    pub refused_messages: u64,
+    pub policy_fallbacks: u64,
+    /// Recipients waiting, and in flight, now.
+    pub waiting: u64,
+    pub in_flight: u64,
+    /// Transitions that the state machine refused: always 0 unless there is a defect.
+    pub illegal_transitions: u64,
+}
