@@ -1,1 +1,233 @@
+//! The admin API: JSON over HTTP, for the operator's command line and tools.
+//!
+//! It serves what the engine shows, and changes tenants, credentials, servers, relays,
+//! policies and the queue. Every route under `/api/v1` asks for the operator's token;
+//! `/health` and `/metrics` do not, and tell nothing about a tenant. The listener belongs on
+//! loopback: there is no TLS here.
+//!
+//! It does not know SQL, wasmtime, or how a password is hashed or sealed: that is behind
+//! [`Host`].
 
+mod directory;
+mod error;
+mod extract;
+mod logs;
+mod metrics;
+mod policies;
+mod queue;
+mod validate;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, State};
+use axum::routing::{delete, get, post};
+use bytes::Bytes;
+use serde::Serialize;
+use tidegate_mail::Timestamp;
+use tidegate_queue::control::Stats;
+use tidegate_queue::{
+    Activation, Clock, Engine, Fut, Registry, Revision, StoreCounts, StoreResult,
+};
+
+pub use error::{ApiError, ErrorBody, ErrorDetail};
+
+/// Largest request body except for an upload.
+const MAX_BODY: usize = 256 * 1024;
+
+/// What the API needs of the process around it.
+pub trait Host: Send + Sync + 'static {
+    /// Argon2id in PHC form. Takes tens of milliseconds; runs off the request's thread.
+    fn hash_password(&self, password: String) -> Fut<'_, Result<String, ApiError>>;
+
+    /// A password of at least 120 bits, from letters and digits.
+    fn random_password(&self) -> Result<String, ApiError>;
+
+    /// Seals a secret with the master key.
+    fn seal(&self, secret: &str) -> Result<String, ApiError>;
+
+    /// Takes the registry's changed contents into use, for the next command of every session.
+    fn directory_changed(&self) -> Fut<'_, StoreResult<()>>;
+
+    /// Validates, prepares and stores a component; it is not active by that.
+    fn upload(&self, upload: Upload) -> Fut<'_, Result<Revision, ApiError>>;
+
+    /// Puts a stored revision in force in a slot, for the next message.
+    fn activate(&self, activation: Activation) -> Fut<'_, Result<(), ApiError>>;
+
+    /// Names of the configured exporters, which are the valid `export/NAME` slots.
+    fn exporters(&self) -> Vec<String>;
+}
+
+/// A policy component as it came in.
+pub struct Upload {
+    pub component: Bytes,
+    /// Handed to the component's `init` as it is.
+    pub config: String,
+    pub note: String,
+    pub by: String,
+}
+
+/// What the routes share.
+pub struct Context {
+    pub engine: Arc<Engine>,
+    pub registry: Arc<dyn Registry>,
+    pub clock: Arc<dyn Clock>,
+    pub host: Arc<dyn Host>,
+    /// The operator's token.
+    pub token: String,
+    pub hostname: String,
+    pub version: &'static str,
+    pub started_at: Timestamp,
+    /// Largest component accepted, bytes.
+    pub max_component: usize,
+}
+
+pub(crate) type Shared = State<Arc<Context>>;
+
+/// Who is recorded as having made a change. There is one token, the operator's.
+pub(crate) const OPERATOR: &str = "operator";
+
+/// All routes.
+pub fn router(context: Context) -> Router {
+    let upload_limit = context.max_component / 3 * 4 + 2 * 1024 * 1024;
+    let context = Arc::new(context);
+    let api = Router::new()
+        .route("/status", get(status))
+        .route("/stats", get(stats))
+        .route(
+            "/tenants",
+            get(directory::list_tenants).post(directory::add_tenant),
+        )
+        .route(
+            "/tenants/{id}",
+            get(directory::show_tenant)
+                .patch(directory::change_tenant)
+                .delete(directory::remove_tenant),
+        )
+        .route(
+            "/credentials",
+            get(directory::list_credentials).post(directory::add_credential),
+        )
+        .route("/credentials/{user}", delete(directory::remove_credential))
+        .route(
+            "/servers",
+            get(directory::list_servers).post(directory::add_server),
+        )
+        .route("/servers/{tenant}/{name}", delete(directory::remove_server))
+        .route(
+            "/relays",
+            get(directory::list_relays).post(directory::add_relay),
+        )
+        .route("/relays/{name}", delete(directory::remove_relay))
+        .route(
+            "/policies",
+            get(policies::list)
+                .post(policies::upload)
+                .layer(DefaultBodyLimit::max(upload_limit)),
+        )
+        .route("/policies/{digest}", get(policies::show))
+        .route("/slots", get(policies::slots))
+        .route("/slots/history", get(policies::history))
+        .route("/slots/activate", post(policies::activate))
+        .route("/slots/rollback", post(policies::rollback))
+        .route("/queue", get(queue::list))
+        .route("/queue/lanes", get(queue::lanes))
+        .route("/queue/cancel", post(queue::cancel))
+        .route("/queue/retry", post(queue::retry))
+        .route("/measures", get(queue::measures).post(queue::add_measure))
+        .route("/measures/{id}", delete(queue::remove_measure))
+        .route("/log", get(logs::search))
+        .route("/log/{id}", get(logs::show))
+        .layer(axum::middleware::from_fn_with_state(
+            context.clone(),
+            extract::authenticate,
+        ));
+    Router::new()
+        .nest("/api/v1", api)
+        .route("/health", get(health))
+        .route("/metrics", get(metrics::metrics))
+        .fallback(error::no_such_route)
+        .method_not_allowed_fallback(error::no_such_method)
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(context)
+}
+
+/// Answers requests until `stop` ends; those under way are finished.
+///
+/// # Errors
+/// Of the listener.
+pub async fn serve(
+    listener: tokio::net::TcpListener,
+    router: Router,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    axum::serve(listener, router)
+        .with_graceful_shutdown(stop)
+        .await
+}
+
+#[derive(Serialize)]
+struct Health {
+    status: &'static str,
+    /// Why new mail is not taken, where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// 200 while mail is taken, 503 while it is answered with 4xx.
+async fn health(State(context): Shared) -> (axum::http::StatusCode, axum::Json<Health>) {
+    use tidegate_queue::Intake;
+    match context.engine.refusal() {
+        None => (
+            axum::http::StatusCode::OK,
+            axum::Json(Health {
+                status: "ok",
+                reason: None,
+            }),
+        ),
+        Some(reply) => (
+            axum::http::StatusCode::SERVICE_UNAVAILABLE,
+            axum::Json(Health {
+                status: "refusing",
+                reason: Some(reply.to_string()),
+            }),
+        ),
+    }
+}
+
+#[derive(Serialize)]
+struct Status {
+    hostname: String,
+    version: &'static str,
+    started_at: Timestamp,
+    uptime_seconds: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refusing: Option<String>,
+}
+
+async fn status(State(context): Shared) -> axum::Json<Status> {
+    use tidegate_queue::Intake;
+    axum::Json(Status {
+        hostname: context.hostname.clone(),
+        version: context.version,
+        started_at: context.started_at,
+        uptime_seconds: context.clock.now().since(context.started_at).as_secs(),
+        refusing: context.engine.refusal().map(|reply| reply.to_string()),
+    })
+}
+
+#[derive(Serialize)]
+struct AllStats {
+    uptime_seconds: u64,
+    engine: Stats,
+    store: StoreCounts,
+}
+
+async fn stats(State(context): Shared) -> Result<axum::Json<AllStats>, ApiError> {
+    Ok(axum::Json(AllStats {
+        uptime_seconds: context.clock.now().since(context.started_at).as_secs(),
+        engine: context.engine.stats(),
+        store: context.engine.store().counts().await?,
+    }))
+}

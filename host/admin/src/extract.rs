@@ -1,0 +1,137 @@
+//! What every request passes: the token, a bounded body, strict JSON, a strict query.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequest, FromRequestParts, Request, State};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+
+use crate::{ApiError, Context};
+
+/// Lets only the holder of the operator's token pass. A token in the query is never read,
+/// so it can't end up in an access log as a valid one.
+pub(crate) async fn authenticate(
+    State(context): State<Arc<Context>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
+    let given = request
+        .headers()
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+        });
+    match given {
+        Some(token) if same(token.as_bytes(), context.token.as_bytes()) => {
+            Ok(next.run(request).await)
+        }
+        _ => Err(ApiError::new(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized",
+            "the operator's token is missing or wrong",
+        )
+        .remedy("send Authorization: Bearer with the contents of the admin token file")),
+    }
+}
+
+/// Compares in a time that depends on the lengths only.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    if a.len() != b.len() || a.is_empty() {
+        return false;
+    }
+    let difference = a
+        .iter()
+        .zip(b)
+        .fold(0u8, |sum, (x, y)| std::hint::black_box(sum | (x ^ y)));
+    difference == 0
+}
+
+/// A JSON body. Unknown fields are refused by the types themselves.
+pub(crate) struct Json<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let body = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| {
+                if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                    ApiError::new(
+                        StatusCode::PAYLOAD_TOO_LARGE,
+                        "too-large",
+                        "the request body is larger than this route accepts",
+                    )
+                } else {
+                    ApiError::new(
+                        StatusCode::BAD_REQUEST,
+                        "bad-request",
+                        rejection.body_text(),
+                    )
+                }
+            })?;
+        let body: &[u8] = if body.is_empty() { b"{}" } else { &body };
+        serde_json::from_slice(body).map(Json).map_err(|error| {
+            let mut answer = ApiError::new(
+                StatusCode::BAD_REQUEST,
+                "bad-json",
+                format!("the body is not what this route takes: {error}"),
+            );
+            answer.field = quoted(&error.to_string());
+            answer
+        })
+    }
+}
+
+/// The query string.
+pub(crate) struct Query<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        axum::extract::Query::<T>::try_from_uri(&parts.uri)
+            .map(|query| Query(query.0))
+            .map_err(|rejection| {
+                let text = rejection.body_text();
+                let mut answer = ApiError::new(StatusCode::BAD_REQUEST, "bad-query", text.clone());
+                answer.field = quoted(&text);
+                answer
+            })
+    }
+}
+
+/// The name that serde puts between back-ticks: the field at fault.
+fn quoted(message: &str) -> Option<String> {
+    let (_, rest) = message.split_once('`')?;
+    let (name, _) = rest.split_once('`')?;
+    Some(name.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_compared_whole() {
+        assert!(same(b"abc", b"abc"));
+        assert!(!same(b"abc", b"abd"));
+        assert!(!same(b"abc", b"ab"));
+        assert!(!same(b"", b""), "an empty token lets nobody in");
+    }
+
+    #[test]
+    fn field_at_fault_is_named() {
+        assert_eq!(
+            quoted("unknown field `colour`, expected `id`").as_deref(),
+            Some("colour")
+        );
+        assert_eq!(quoted("expected value at line 1"), None);
+    }
+}

@@ -1,0 +1,57 @@
+//! Searching the delivery log.
+
+use axum::extract::{Path, State};
+use tidegate_mail::MessageId;
+use tidegate_queue::{LogEntry, LogQuery};
+
+use crate::extract::Query;
+use crate::{ApiError, Shared};
+
+/// Most messages in one answer.
+const MAX_FOUND: u32 = 1000;
+
+pub(crate) async fn search(
+    State(context): Shared,
+    Query(mut query): Query<LogQuery>,
+) -> Result<axum::Json<Vec<LogEntry>>, ApiError> {
+    if query.limit > MAX_FOUND {
+        return Err(ApiError::invalid("limit", "the limit is too high")
+            .remedy("use at most 1000, and since or until to narrow the search"));
+    }
+    if query.limit == 0 {
+        query.limit = 50;
+    }
+    // Stored without angle brackets, pasted with them as often as not.
+    query.message_id = query.message_id.map(|id| {
+        id.trim()
+            .trim_start_matches('<')
+            .trim_end_matches('>')
+            .to_owned()
+    });
+    Ok(axum::Json(context.engine.store().search(query).await?))
+}
+
+pub(crate) async fn show(
+    State(context): Shared,
+    Path(id): Path<String>,
+) -> Result<axum::Json<LogEntry>, ApiError> {
+    let message: MessageId = id
+        .parse()
+        .map_err(|e: tidegate_mail::id::BadId| ApiError::invalid("id", e.to_string()))?;
+    let query = LogQuery {
+        message: Some(message),
+        limit: 1,
+        ..LogQuery::default()
+    };
+    context
+        .engine
+        .store()
+        .search(query)
+        .await?
+        .pop()
+        .map(axum::Json)
+        .ok_or_else(|| {
+            ApiError::not_found("message", &id)
+                .remedy("the log is kept for the configured retention only")
+        })
+}

@@ -1,0 +1,161 @@
+//! The queue as operators see and steer it.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use serde::{Deserialize, Serialize};
+use tidegate_mail::{MessageId, Timestamp};
+use tidegate_queue::Intake;
+use tidegate_queue::control::{LaneEntry, QueueEntry, QueueQuery};
+use tidegate_queue::shape::{Effect, Measure, Scope};
+
+use crate::extract::{Json, Query};
+use crate::{ApiError, OPERATOR, Shared, validate};
+
+type Answer<T> = Result<axum::Json<T>, ApiError>;
+
+/// Most recipients in one listing.
+const MAX_LISTED: u32 = 10_000;
+
+pub(crate) async fn list(
+    State(context): Shared,
+    Query(mut query): Query<QueueQuery>,
+) -> Answer<Vec<QueueEntry>> {
+    if query.limit > MAX_LISTED {
+        return Err(ApiError::invalid("limit", "the limit is too high").remedy("use at most 10000"));
+    }
+    if query.limit == 0 {
+        query.limit = 100;
+    }
+    Ok(axum::Json(context.engine.queue(query).await?))
+}
+
+pub(crate) async fn lanes(State(context): Shared) -> Answer<Vec<LaneEntry>> {
+    Ok(axum::Json(context.engine.lanes()))
+}
+
+/// Which recipients a measure is about.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Selection {
+    tenant: Option<String>,
+    message: Option<MessageId>,
+    domain: Option<String>,
+    site: Option<String>,
+    relay: Option<String>,
+    /// Must be said where nothing else is: everything.
+    all: bool,
+    why: String,
+}
+
+impl Selection {
+    fn query(&self) -> Result<QueueQuery, ApiError> {
+        validate::note("why", &self.why)?;
+        let query = QueueQuery {
+            tenant: self.tenant.clone(),
+            message: self.message,
+            domain: self.domain.as_ref().map(|d| d.to_ascii_lowercase()),
+            site: self.site.clone(),
+            relay: self.relay.clone(),
+            limit: 0,
+        };
+        if query == QueueQuery::default() && !self.all {
+            return Err(ApiError::invalid("all", "that would be the whole queue")
+                .remedy("name a message, tenant, domain, site or relay, or say all"));
+        }
+        Ok(query)
+    }
+}
+
+#[derive(Serialize)]
+pub(crate) struct Affected {
+    recipients: u64,
+}
+
+pub(crate) async fn cancel(
+    State(context): Shared,
+    Json(selection): Json<Selection>,
+) -> Answer<Affected> {
+    let query = selection.query()?;
+    let recipients = context
+        .engine
+        .cancel(query, OPERATOR, &selection.why)
+        .await?;
+    tracing::info!(recipients, why = selection.why, "recipients cancelled");
+    Ok(axum::Json(Affected { recipients }))
+}
+
+pub(crate) async fn retry(
+    State(context): Shared,
+    Json(selection): Json<Selection>,
+) -> Answer<Affected> {
+    let recipients = context.engine.retry(selection.query()?).await?;
+    Ok(axum::Json(Affected { recipients }))
+}
+
+pub(crate) async fn measures(State(context): Shared) -> Answer<Vec<Measure>> {
+    Ok(axum::Json(context.engine.measures()))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NewMeasure {
+    #[serde(default)]
+    scope: Scope,
+    /// Must be said where the scope is empty.
+    #[serde(default)]
+    all: bool,
+    #[serde(default)]
+    cause: String,
+    /// `None`: until it is released.
+    #[serde(default)]
+    until: Option<Timestamp>,
+}
+
+pub(crate) async fn add_measure(
+    State(context): Shared,
+    Json(new): Json<NewMeasure>,
+) -> Result<(StatusCode, axum::Json<Measure>), ApiError> {
+    validate::note("cause", &new.cause)?;
+    if new.scope == Scope::default() && !new.all {
+        return Err(ApiError::invalid("all", "that would hold all mail")
+            .remedy("name a tenant, class, relay, site or domain, or say all"));
+    }
+    let now = context.clock.now();
+    if new.until.is_some_and(|until| until <= now) {
+        return Err(ApiError::invalid("until", "that time has passed")
+            .remedy("give a later time, or none to hold until released"));
+    }
+    let cause = if new.cause.is_empty() {
+        format!("by {OPERATOR}")
+    } else {
+        format!("{} (by {OPERATOR})", new.cause)
+    };
+    let measure = Measure {
+        id: format!("h-{}", context.engine.new_id()),
+        scope: new.scope,
+        effect: Effect::Hold,
+        cause,
+        since: now,
+        until: new.until,
+    };
+    context.engine.put_measure(measure.clone()).await?;
+    tracing::info!(id = measure.id, cause = measure.cause, "mail held");
+    Ok((StatusCode::CREATED, axum::Json(measure)))
+}
+
+#[derive(Serialize)]
+pub(crate) struct Released {
+    released: bool,
+}
+
+pub(crate) async fn remove_measure(
+    State(context): Shared,
+    Path(id): Path<String>,
+) -> Answer<Released> {
+    if context.engine.remove_measure(&id).await? {
+        tracing::info!(id, "measure lifted");
+        Ok(axum::Json(Released { released: true }))
+    } else {
+        Err(ApiError::not_found("measure", &id).remedy("see: tidegate queue measures"))
+    }
+}
