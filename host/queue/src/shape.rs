@@ -57,6 +57,9 @@ pub struct Limits {
     pub paused_until: Option<Timestamp>,
     /// Seconds for which the plan holds.
     pub ttl: u32,
+    /// Why the lane is slowed or paused, in the policy's words: for people and the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
 }
 
 impl Default for Limits {
@@ -70,6 +73,7 @@ impl Default for Limits {
             retry_after: Vec::new(),
             paused_until: None,
             ttl: 60,
+            cause: None,
         }
     }
 }
