@@ -138,9 +138,7 @@ impl Directory {
             }),
         );
         for relay in relays {
-            directory
-                .relays
-                .insert(relay.name.clone(), Arc::new(relay));
+            directory.relays.insert(relay.name.clone(), Arc::new(relay));
         }
         directory
     }

@@ -1,17 +1,43 @@
-//! The engine: wires intake, scheduler, delivery, notices and export together.
+//! The engine: wires intake, schedule, delivery, notices and export together.
+//!
+//! The durable record is the store's; the schedule is in memory and is rebuilt from it
+//! at [`Engine::open`]. A recipient taken for an attempt comes back to the schedule only
+//! after its new state is committed, so that no attempt starts from an older one.
+//!
+//! What a crash leaves: attempts under way are made again; notices owed are found on
+//! the rows and sent once.
+
+mod accept;
+mod attempt;
+mod compose;
+mod control;
+mod export;
+mod flight;
+mod hand_off;
+mod notify;
+mod plan;
+mod run;
+mod settle;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
-use tidegate_mail::{MessageId, RecipientId, Reply, Timestamp};
+use tidegate_mail::{IdSource, Promise, RecipientState, State, Timestamp};
+use tokio::sync::Notify;
 
-use crate::control::{LaneEntry, QueueEntry, QueueQuery, Stats};
+use crate::control::Stats;
 use crate::directory::Directory;
-use crate::intake::{Intake, Submission};
 use crate::ports::*;
+use crate::schedule::{Bounds, NewEntry, QueueKey, Scheduler};
 use crate::settings::Settings;
-use crate::shape::Measure;
+use flight::Flights;
+use notify::Debts;
+use settle::Ledger;
+
+/// Recipients loaded per page at a start.
+const LOAD_PAGE: u32 = 20_000;
 
 /// What an engine is made of.
 pub struct Parts {
@@ -31,94 +57,180 @@ pub struct Parts {
 }
 
 pub struct Engine {
-    _parts: Parts,
+    /// For the tasks that it spawns.
+    me: Weak<Engine>,
+    parts: Parts,
+    ids: IdSource,
+    scheduler: Mutex<Scheduler>,
+    flights: Flights,
+    ledger: Ledger,
+    debts: Debts,
+    counters: Counters,
+    /// Deliveries are spawned as limits allow; without it only `run_due` makes progress.
+    running: AtomicBool,
+    /// Set while stopping: nothing new is accepted or attempted.
+    stopping: AtomicBool,
+    /// The store said that it failed: no new mail until a restart.
+    store_failed: AtomicBool,
+    /// Cuts the housekeeper's sleep short.
+    alarm: Notify,
+    /// Told whenever a delivery ends while stopping.
+    idle: Notify,
+}
+
+#[derive(Default)]
+struct Counters {
+    accepted_messages: AtomicU64,
+    accepted_recipients: AtomicU64,
+    delivered: AtomicU64,
+    deferred: AtomicU64,
+    bounced: AtomicU64,
+    expired: AtomicU64,
+    cancelled: AtomicU64,
+    notices: AtomicU64,
+    passthrough_tried: AtomicU64,
+    refused_messages: AtomicU64,
+    policy_fallbacks: AtomicU64,
+    illegal_transitions: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Ordering::Relaxed);
 }
 
 impl Engine {
     /// Reloads the queue from the store; nothing is attempted before [`Engine::run`].
     pub async fn open(parts: Parts) -> StoreResult<Arc<Engine>> {
-        Ok(Arc::new(Engine { _parts: parts }))
-    }
-
-    /// Serves until `stop` ends, then finishes the attempts under way (within `grace`)
-    /// and settles them.
-    pub async fn run(self: Arc<Self>, stop: impl Future<Output = ()> + Send, grace: std::time::Duration) {
-        let _ = grace;
-        stop.await;
-    }
-
-    /// Does what is due at `now`, to the end, and returns the next instant of interest.
-    /// The simulation's way to drive the engine instead of [`Engine::run`].
-    pub async fn run_due(&self, now: Timestamp) -> Timestamp {
-        now
+        let now = parts.clock.now();
+        let settings = &parts.settings;
+        let mut scheduler = Scheduler::new(Bounds {
+            max_deliveries: settings.max_deliveries,
+            max_site_connections: settings.max_site_connections,
+            default_limits: settings.default_limits.clone(),
+            site_backoff: settings.site_backoff,
+        });
+        scheduler.set_measures(parts.store.measures().await?);
+        let debts = Debts::default();
+        let mut after = None;
+        loop {
+            let page = parts.store.load(after, LOAD_PAGE).await?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.id);
+            for recipient in page {
+                if recipient.state.owes != tidegate_mail::Owes::None {
+                    debts.push(recipient.id.message);
+                }
+                if let State::Waiting { .. } = recipient.state.state {
+                    let key = queue_key(&recipient.tenant, &recipient.domain, &recipient.promise);
+                    scheduler.add(
+                        &key,
+                        new_entry(recipient.id, &recipient.state, &recipient.promise),
+                        now,
+                    );
+                }
+            }
+        }
+        Ok(Arc::new_cyclic(|me| Engine {
+            me: me.clone(),
+            ids: IdSource::new(parts.node),
+            scheduler: Mutex::new(scheduler),
+            flights: Flights::new(parts.settings.content_budget),
+            ledger: Ledger::default(),
+            debts,
+            counters: Counters::default(),
+            running: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            store_failed: AtomicBool::new(false),
+            alarm: Notify::new(),
+            idle: Notify::new(),
+            parts,
+        }))
     }
 
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        let get = |c: &AtomicU64| c.load(Ordering::Relaxed);
+        let c = &self.counters;
+        let (all, in_flight) = {
+            let scheduler = self.schedule();
+            (scheduler.len() as u64, scheduler.in_flight() as u64)
+        };
+        Stats {
+            accepted_messages: get(&c.accepted_messages),
+            accepted_recipients: get(&c.accepted_recipients),
+            delivered: get(&c.delivered),
+            deferred: get(&c.deferred),
+            bounced: get(&c.bounced),
+            expired: get(&c.expired),
+            cancelled: get(&c.cancelled),
+            notices: get(&c.notices),
+            passthrough_tried: get(&c.passthrough_tried),
+            refused_messages: get(&c.refused_messages),
+            policy_fallbacks: get(&c.policy_fallbacks),
+            waiting: all,
+            in_flight,
+            illegal_transitions: get(&c.illegal_transitions),
+        }
     }
-
-    /// Waiting recipients, those that move next first.
-    pub async fn queue(&self, query: QueueQuery) -> StoreResult<Vec<QueueEntry>> {
-        let _ = query;
-        Ok(Vec::new())
-    }
-
-    pub fn lanes(&self) -> Vec<LaneEntry> {
-        Vec::new()
-    }
-
-    /// Takes recipients out of the queue; the log says by whom and why. Returns how many.
-    pub async fn cancel(&self, query: QueueQuery, by: &str, why: &str) -> StoreResult<u64> {
-        let _ = (query, by, why);
-        Ok(0)
-    }
-
-    /// Makes recipients due now. Returns how many.
-    pub async fn retry(&self, query: QueueQuery) -> StoreResult<u64> {
-        let _ = query;
-        Ok(0)
-    }
-
-    pub fn measures(&self) -> Vec<Measure> {
-        Vec::new()
-    }
-
-    pub async fn put_measure(&self, measure: Measure) -> StoreResult<()> {
-        let _ = measure;
-        Ok(())
-    }
-
-    pub async fn remove_measure(&self, id: &str) -> StoreResult<bool> {
-        let _ = id;
-        Ok(false)
-    }
-
-    /// Asks the shaping policy again for every lane, as after a change of the policy.
-    pub fn replan(&self) {}
 
     pub fn store(&self) -> &Arc<dyn Store> {
-        &self._parts.store
+        &self.parts.store
+    }
+
+    fn schedule(&self) -> MutexGuard<'_, Scheduler> {
+        // A panic while the lock was held can only have come from a defect in the
+        // schedule itself; the data is plain and stays usable.
+        self.scheduler
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Timestamp {
+        self.parts.clock.now()
     }
 }
 
-impl Intake for Engine {
-    fn new_id(&self) -> MessageId {
-        MessageId::from_i64(0)
-    }
-
-    fn content_writer(&self) -> Fut<'_, StoreResult<Box<dyn ContentWriter>>> {
-        self._parts.store.content_writer()
-    }
-
-    fn submit(&self, submission: Submission) -> Fut<'_, Reply> {
-        let _ = submission;
-        Box::pin(async { Reply::new(451, tidegate_mail::Enhanced::new(4, 3, 0), "not ready") })
-    }
-
-    fn refusal(&self) -> Option<Reply> {
-        None
+fn queue_key(tenant: &Arc<str>, domain: &Arc<str>, promise: &Promise) -> QueueKey {
+    QueueKey {
+        relay: promise.relay.as_str().into(),
+        domain: domain.clone(),
+        tenant: tenant.clone(),
+        class: promise.class,
+        lane: promise.lane.as_deref().map(Into::into),
     }
 }
 
-#[allow(unused)]
-fn _unused(_: RecipientId) {}
+fn new_entry(
+    id: tidegate_mail::RecipientId,
+    state: &RecipientState,
+    promise: &Promise,
+) -> NewEntry {
+    let due = match state.state {
+        State::Waiting { due } => due,
+        State::Done(_) => Timestamp::FAR_FUTURE,
+    };
+    NewEntry {
+        id,
+        due,
+        expires_at: state.expires_at,
+        delay_at: delay_at(state, promise),
+        attempts: state.attempts,
+    }
+}
+
+/// When a delay falls due that was not reported yet.
+fn delay_at(state: &RecipientState, promise: &Promise) -> Timestamp {
+    match promise.delay_notice() {
+        Some(after) if !state.delay_reported => state.accepted_at.plus(after),
+        _ => Timestamp::FAR_FUTURE,
+    }
+}
+
+/// Which of the 256 shards a recipient belongs to: FNV-1a over tenant and domain, so that
+/// a lane has one owner.
+fn shard_of(tenant: &str, domain: &str) -> u16 {
+    let mut hash: u32 = 0x811c_9dc5;
+    for byte in tenant.bytes().chain([b'/']).chain(domain.bytes()) {
+        hash = (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193);
+    }
+    ((hash >> 16) ^ hash) as u16 & 0xff
+}

@@ -9,6 +9,7 @@ pub mod engine;
 pub mod intake;
 pub mod ports;
 pub mod route;
+mod schedule;
 pub mod settings;
 pub mod shape;
 

@@ -19,7 +19,7 @@ pub use resolver::{Destination, MxHost, Resolver};
 pub use sink::{ExportBatch, Payload, Sink, SinkError};
 pub use store::*;
 pub use transport::{
-    ContentReader, Endpoint, HandOff, Hand, Job, JobRecipient, Target, TlsMode, Transport,
+    ContentReader, Endpoint, Hand, HandOff, Job, JobRecipient, Target, TlsMode, Transport,
 };
 
 /// A boxed future that borrows from its port.

@@ -34,6 +34,10 @@ pub struct Settings {
     pub allow_private_destinations: bool,
     /// Names of exporters with an active sink.
     pub exporters: Vec<String>,
+    /// A header field whose presence makes a message bulk.
+    pub campaign_header: Option<String>,
+    /// The longest time a passthrough attempt may take within a submission.
+    pub passthrough_timeout: Duration,
     /// More recipients than this in one message make it bulk.
     pub bulk_recipients: usize,
 }
@@ -58,6 +62,8 @@ impl Default for Settings {
             dsn_return_limit: 50_000,
             allow_private_destinations: false,
             exporters: Vec::new(),
+            campaign_header: None,
+            passthrough_timeout: Duration::from_secs(60),
             bulk_recipients: 100,
         }
     }

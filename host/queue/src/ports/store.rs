@@ -231,6 +231,18 @@ pub struct StoreCounts {
 /// made at the same time may share a commit. The schedule is not here: it lives in the
 /// memory of the gateway that owns the shards.
 pub trait Store: Send + Sync + 'static {
+    /// The fencing token under which a shard is held; 0 where the store has one owner.
+    fn epoch(&self, shard: u16) -> u64 {
+        let _ = shard;
+        0
+    }
+
+    /// Whether the store may work again after [`StoreError::Failed`] without being opened
+    /// anew, as a database server does after its restart.
+    fn recovers(&self) -> bool {
+        false
+    }
+
     /// Begins a content too large to be held in memory.
     fn content_writer(&self) -> Fut<'_, StoreResult<Box<dyn ContentWriter>>>;
 

@@ -59,7 +59,9 @@ impl ContentReader for Bytes {
     }
 
     fn read(&self, offset: u64, max: usize) -> Fut<'_, std::io::Result<Bytes>> {
-        let from = usize::try_from(offset).unwrap_or(usize::MAX).min(self.len());
+        let from = usize::try_from(offset)
+            .unwrap_or(usize::MAX)
+            .min(self.len());
         let part = self.slice(from..from.saturating_add(max).min(self.len()));
         Box::pin(std::future::ready(Ok(part)))
     }

@@ -1,0 +1,182 @@
+//! What operators do to the queue while it runs.
+
+use std::collections::HashMap;
+
+use tidegate_mail::event::Detail;
+use tidegate_mail::recipient::{Input, step};
+use tidegate_mail::{Event, EventKind, MessageId, RecipientId};
+
+use super::{Engine, add};
+use crate::control::{LaneEntry, QueueEntry, QueueQuery};
+use crate::ports::StoreResult;
+use crate::schedule::{Next, Ticket};
+use crate::shape::Measure;
+
+impl Engine {
+    /// Waiting recipients, those that move next first, with address, sender and last reply.
+    pub async fn queue(&self, query: QueueQuery) -> StoreResult<Vec<QueueEntry>> {
+        let mut entries = self.schedule().list(&query);
+        let mut ids: Vec<MessageId> = entries.iter().map(|e| e.id.message).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let mut senders = HashMap::new();
+        let mut last: HashMap<RecipientId, Option<String>> = HashMap::new();
+        let mut envelopes = HashMap::new();
+        for message in self.parts.store.messages(ids.clone()).await? {
+            let sender = message
+                .envelope
+                .reverse_path
+                .as_ref()
+                .map(|a| a.to_string())
+                .unwrap_or_default();
+            senders.insert(message.id, sender);
+            envelopes.insert(message.id, message.envelope);
+        }
+        for id in ids {
+            for recipient in self.parts.store.recipients(id).await? {
+                let text = recipient.state.last.map(|l| l.outcome.text());
+                last.insert(recipient.id, text);
+            }
+        }
+        for entry in &mut entries {
+            entry.sender = senders.get(&entry.id.message).cloned();
+            entry.address = envelopes
+                .get(&entry.id.message)
+                .and_then(|e| e.recipients.get(entry.id.index as usize))
+                .map(|r| r.address.to_string());
+            entry.last = last.get(&entry.id).cloned().flatten();
+        }
+        Ok(entries)
+    }
+
+    pub fn lanes(&self) -> Vec<LaneEntry> {
+        self.schedule().lanes()
+    }
+
+    /// Takes recipients out of the queue; the log says by whom and why. What is in
+    /// flight is left alone. Returns how many.
+    pub async fn cancel(&self, query: QueueQuery, by: &str, why: &str) -> StoreResult<u64> {
+        let tickets = self.schedule().pick(&query);
+        let facts = vec![
+            ("by".to_owned(), by.to_owned()),
+            ("why".to_owned(), why.to_owned()),
+        ];
+        let count = self
+            .apply(tickets, || Input::Cancelled, Some(facts))
+            .await?;
+        add(&self.counters.cancelled, count);
+        Ok(count)
+    }
+
+    /// Makes recipients due now. Returns how many.
+    pub async fn retry(&self, query: QueueQuery) -> StoreResult<u64> {
+        let tickets = self.schedule().pick(&query);
+        self.apply(tickets, || Input::Retry, None).await
+    }
+
+    async fn apply(
+        &self,
+        mut tickets: Vec<Ticket>,
+        input: impl Fn() -> Input,
+        cancelled: Option<Vec<(String, String)>>,
+    ) -> StoreResult<u64> {
+        tickets.sort_unstable_by_key(|t| t.id);
+        let mut count = 0;
+        let mut groups = tickets.chunk_by(|a, b| a.id.message == b.id.message);
+        while let Some(group) = groups.next() {
+            let (carried, loaded) = match self.load(group[0].id.message, group).await {
+                Ok(Some(found)) => found,
+                Ok(None) => {
+                    let now = self.now();
+                    for ticket in group {
+                        self.schedule().settled(*ticket, Next::Gone, now);
+                    }
+                    continue;
+                }
+                Err(error) => {
+                    self.put_back(group);
+                    groups.for_each(|rest| self.put_back(rest));
+                    return Err(error);
+                }
+            };
+            let now = self.now();
+            for ticket in group {
+                let Some(before) = loaded.iter().find(|l| l.id == ticket.id) else {
+                    self.schedule().settled(*ticket, Next::Gone, now);
+                    continue;
+                };
+                let rights = carried.rights(before.id.index);
+                match step(&before.state, input(), &before.promise, rights, now) {
+                    Ok(state) => {
+                        let events = cancelled.iter().map(|facts| Event {
+                            at: now,
+                            kind: EventKind::Cancelled,
+                            message: before.id.message,
+                            recipient: Some(before.id.index),
+                            detail: Detail {
+                                facts: facts.clone(),
+                                ..Detail::default()
+                            },
+                        });
+                        self.enter(*ticket, before, state, events.collect());
+                        count += 1;
+                    }
+                    Err(illegal) => self.refuse_transition(*ticket, before, &illegal, now),
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// Tickets whose rows could not be read wait a little and are looked at again.
+    fn put_back(&self, tickets: &[Ticket]) {
+        let now = self.now();
+        let mut scheduler = self.schedule();
+        for ticket in tickets {
+            let next = Next::Waiting {
+                due: now.plus(std::time::Duration::from_secs(1)),
+                delay_at: tidegate_mail::Timestamp::FAR_FUTURE,
+                attempts: ticket.attempts,
+            };
+            scheduler.settled(*ticket, next, now);
+        }
+    }
+
+    pub fn measures(&self) -> Vec<Measure> {
+        self.schedule().measures().to_vec()
+    }
+
+    /// Puts a measure in force; it survives a restart.
+    pub async fn put_measure(&self, measure: Measure) -> StoreResult<()> {
+        self.parts.store.put_measure(measure).await?;
+        self.reload_measures().await
+    }
+
+    /// Lifts a measure; `false` if there is none of that id.
+    pub async fn remove_measure(&self, id: &str) -> StoreResult<bool> {
+        let removed = self.parts.store.remove_measure(id.to_owned()).await?;
+        self.reload_measures().await?;
+        Ok(removed)
+    }
+
+    async fn reload_measures(&self) -> StoreResult<()> {
+        let measures = self.parts.store.measures().await?;
+        self.schedule().set_measures(measures);
+        self.alarm.notify_one();
+        self.kick();
+        Ok(())
+    }
+
+    /// Asks the shaping policy again for every lane, as after a change of the policy.
+    pub fn replan(&self) {
+        let now = self.now();
+        self.schedule().replan(now);
+        self.alarm.notify_one();
+    }
+
+    /// Looks again at every queue that waits for a relay, as after a change of the relays.
+    pub fn directory_changed(&self) {
+        self.schedule().recheck_relays();
+        self.kick();
+    }
+}

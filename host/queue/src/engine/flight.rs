@@ -1,0 +1,175 @@
+//! Messages on their way: what an attempt needs, from memory if it was just accepted,
+//! else from the store.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tidegate_mail::recipient::Rights;
+use tidegate_mail::{Envelope, MessageId, Promise, RecipientId, RecipientState, Timestamp};
+
+use super::Engine;
+use crate::ports::{ContentReader, LogKeys, StoreResult};
+use crate::schedule::Ticket;
+
+/// A message, as every attempt of any of its recipients shares it.
+pub(super) struct Carried {
+    pub id: MessageId,
+    pub tenant: Arc<str>,
+    pub envelope: Arc<Envelope>,
+    pub content: Arc<dyn ContentReader>,
+    pub accepted_at: Timestamp,
+    pub keys: LogKeys,
+    pub automatic: bool,
+}
+
+impl Carried {
+    pub fn rights(&self, index: u32) -> Rights {
+        Rights {
+            notify: self
+                .envelope
+                .recipients
+                .get(index as usize)
+                .map(|r| r.notify)
+                .unwrap_or_default(),
+            null_sender: self.envelope.reverse_path.is_none(),
+            automatic: self.automatic,
+        }
+    }
+}
+
+/// A recipient with all that a transition needs.
+#[derive(Clone)]
+pub(super) struct Loaded {
+    pub id: RecipientId,
+    pub state: RecipientState,
+    pub promise: Arc<Promise>,
+    pub shard: u16,
+}
+
+/// Just accepted messages, within a budget of content bytes: their first attempt
+/// reads nothing back.
+pub(super) struct Flights {
+    budget: usize,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    bytes: usize,
+    messages: HashMap<MessageId, Fresh>,
+}
+
+struct Fresh {
+    carried: Arc<Carried>,
+    recipients: Vec<Loaded>,
+    bytes: usize,
+}
+
+impl Flights {
+    pub fn new(budget: usize) -> Self {
+        Flights {
+            budget,
+            inner: Mutex::new(Inner::default()),
+        }
+    }
+
+    /// Keeps a message for its first attempts, if the budget allows.
+    pub fn keep(&self, carried: Arc<Carried>, recipients: Vec<Loaded>, content: &Bytes) {
+        let bytes = content.len();
+        let mut inner = self.lock();
+        if recipients.is_empty() || inner.bytes + bytes > self.budget {
+            return;
+        }
+        inner.bytes += bytes;
+        inner.messages.insert(
+            carried.id,
+            Fresh {
+                carried,
+                recipients,
+                bytes,
+            },
+        );
+    }
+
+    /// The recipients of those tickets if all are here; they are then no longer.
+    fn claim(&self, message: MessageId, tickets: &[Ticket]) -> Option<(Arc<Carried>, Vec<Loaded>)> {
+        let mut inner = self.lock();
+        let fresh = inner.messages.get_mut(&message)?;
+        let carried = fresh.carried.clone();
+        let found = if fresh.recipients.len() == tickets.len()
+            && fresh
+                .recipients
+                .iter()
+                .zip(tickets)
+                .all(|(r, t)| r.id == t.id)
+        {
+            std::mem::take(&mut fresh.recipients)
+        } else {
+            let mut found = Vec::with_capacity(tickets.len());
+            for ticket in tickets {
+                let at = fresh.recipients.iter().position(|r| r.id == ticket.id)?;
+                found.push(fresh.recipients.swap_remove(at));
+            }
+            found
+        };
+        if fresh.recipients.is_empty() {
+            let bytes = fresh.bytes;
+            inner.messages.remove(&message);
+            inner.bytes -= bytes;
+        }
+        Some((carried, found))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Engine {
+    /// What an attempt for those tickets needs. A ticket whose row is gone is left out.
+    pub(super) async fn load(
+        &self,
+        message: MessageId,
+        tickets: &[Ticket],
+    ) -> StoreResult<Option<(Arc<Carried>, Vec<Loaded>)>> {
+        if let Some(found) = self.flights.claim(message, tickets) {
+            return Ok(Some(found));
+        }
+        let store = &self.parts.store;
+        let Some(carried) = self.carried(message).await? else {
+            return Ok(None);
+        };
+        let rows = store.recipients(message).await?;
+        let mut by_index: HashMap<u32, _> = rows.into_iter().map(|r| (r.id.index, r)).collect();
+        let loaded = tickets
+            .iter()
+            .filter_map(|t| by_index.remove(&t.id.index))
+            .map(|r| Loaded {
+                id: r.id,
+                state: r.state,
+                promise: r.promise,
+                shard: r.shard,
+            })
+            .collect();
+        Ok(Some((carried, loaded)))
+    }
+
+    /// A queued message from the store.
+    pub(super) async fn carried(&self, message: MessageId) -> StoreResult<Option<Arc<Carried>>> {
+        let store = &self.parts.store;
+        let Some(queued) = store.messages(vec![message]).await?.pop() else {
+            return Ok(None);
+        };
+        let content = store.content(&queued);
+        Ok(Some(Arc::new(Carried {
+            id: queued.id,
+            tenant: queued.tenant,
+            envelope: queued.envelope,
+            content,
+            accepted_at: queued.accepted_at,
+            keys: queued.keys,
+            automatic: queued.automatic,
+        })))
+    }
+}

@@ -1,0 +1,266 @@
+//! Notices: paying what transitions left owing.
+//!
+//! The debt is on the recipient's row. The notice is accepted and the debt cleared in one
+//! transaction, so it is sent once, whatever crashes. A notice has a null reverse-path,
+//! so there is never a notice about a notice; it takes the built-in managed route, so no
+//! policy stands between a failure and its notice.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tidegate_mail::event::Detail;
+use tidegate_mail::recipient::{Input, step};
+use tidegate_mail::{
+    BodyType, Envelope, Event, EventKind, MessageId, Notify as NotifyParam, Owes, Recipient,
+    RecipientState, TrafficClass,
+};
+use tokio::sync::Notify;
+
+use super::flight::Carried;
+use super::{Engine, add, shard_of};
+use crate::directory::BUILT_IN_RELAY;
+use crate::ports::*;
+use crate::route::Managed;
+
+/// Messages with recipients that owe a notice.
+#[derive(Default)]
+pub(super) struct Debts {
+    messages: Mutex<VecDeque<MessageId>>,
+    pub filled: Notify,
+}
+
+impl Debts {
+    pub fn push(&self, message: MessageId) {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        // Recipients of one message often end together; a look pays for all of them.
+        if messages.back() != Some(&message) {
+            messages.push_back(message);
+        }
+        self.filled.notify_one();
+    }
+
+    fn pop(&self) -> Option<MessageId> {
+        self.messages
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front()
+    }
+}
+
+impl Engine {
+    pub(super) async fn keep_notifying(&self) {
+        loop {
+            if self.pay_debts().await == 0 {
+                self.debts.filled.notified().await;
+            }
+        }
+    }
+
+    /// Pays every debt there is; returns how many messages were looked at. What could
+    /// not be stored is tried again after a while.
+    pub(super) async fn pay_debts(&self) -> usize {
+        let mut looked_at = 0;
+        while let Some(message) = self.debts.pop() {
+            looked_at += 1;
+            if let Err(error) = self.pay(message).await {
+                tracing::error!(%message, %error, "a notice could not be stored; trying again");
+                self.note_store_error(&error);
+                self.retry_debt(message);
+                break;
+            }
+        }
+        looked_at
+    }
+
+    fn retry_debt(&self, message: MessageId) {
+        let Some(me) = self.me.upgrade() else { return };
+        if !self.running.load(std::sync::atomic::Ordering::Relaxed) {
+            // Stepped or stopping: the debt is on the row and is found at the next start.
+            return;
+        }
+        let again = self.now().plus(Duration::from_secs(5));
+        tokio::spawn(async move {
+            me.parts.clock.sleep_until(again).await;
+            me.debts.push(message);
+        });
+    }
+
+    /// One notice for each kind that is owed by recipients of this message.
+    async fn pay(&self, message: MessageId) -> StoreResult<()> {
+        let owing: Vec<QueuedRecipient> = self
+            .parts
+            .store
+            .recipients(message)
+            .await?
+            .into_iter()
+            .filter(|r| r.state.owes != Owes::None)
+            .collect();
+        if owing.is_empty() {
+            return Ok(());
+        }
+        let Some(carried) = self.carried(message).await? else {
+            return Ok(());
+        };
+        for kind in [Owes::Failure, Owes::Delay, Owes::Success] {
+            let of_kind: Vec<&QueuedRecipient> =
+                owing.iter().filter(|r| r.state.owes == kind).collect();
+            if !of_kind.is_empty() {
+                self.send_notice(&carried, kind, &of_kind).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn send_notice(
+        &self,
+        about: &Carried,
+        kind: Owes,
+        recipients: &[&QueuedRecipient],
+    ) -> StoreResult<()> {
+        let Some(sender) = about.envelope.reverse_path.clone() else {
+            return Ok(());
+        };
+        let now = self.now();
+        let id = self.ids.next(now);
+        let (event, pays) = self.payments(about, kind, recipients, id)?;
+        let content = Bytes::from(self.compose(about, kind, recipients, id).await);
+        let envelope = Arc::new(Envelope {
+            reverse_path: None,
+            envid: None,
+            ret: None,
+            body: if content.is_ascii() {
+                BodyType::SevenBit
+            } else {
+                BodyType::EightBitMime
+            },
+            smtputf8: sender.is_international(),
+            requiretls: false,
+            recipients: vec![Recipient {
+                address: sender,
+                notify: NotifyParam::Absent,
+                original: None,
+            }],
+        });
+        let promise = Arc::new(self.parts.settings.ceilings.promise(
+            &Managed::default(),
+            TrafficClass::Transactional,
+            BUILT_IN_RELAY,
+            None,
+        ));
+        let state = RecipientState::accepted(&promise, now);
+        let domain = envelope.recipients[0].address.domain();
+        let new_recipients = vec![NewRecipient {
+            index: 0,
+            state,
+            shard: shard_of(&about.tenant, domain),
+            promise: promise.clone(),
+        }];
+        let keys = LogKeys {
+            message_id: None,
+            record: about.keys.record.clone(),
+            subject: Some(match kind {
+                Owes::Delay => format!("Delay notice for {}", about.id),
+                Owes::Success => format!("Delivery notice for {}", about.id),
+                Owes::Failure | Owes::None => format!("Failure notice for {}", about.id),
+            }),
+        };
+        let mut events = vec![
+            Event {
+                at: now,
+                kind: EventKind::Accepted,
+                message: id,
+                recipient: None,
+                detail: Detail {
+                    facts: vec![("about".to_owned(), about.id.to_string())],
+                    ..Detail::default()
+                },
+            },
+            Event {
+                at: now,
+                kind: EventKind::Routed,
+                message: id,
+                recipient: Some(0),
+                detail: Detail {
+                    promise: Some((*promise).clone()),
+                    ..Detail::default()
+                },
+            },
+        ];
+        events.extend(event);
+        let content = Content::Memory(content);
+        let message = NewMessage {
+            id,
+            tenant: about.tenant.clone(),
+            envelope: envelope.clone(),
+            content: content.clone(),
+            accepted_at: now,
+            origin: Origin {
+                via: "notice".to_owned(),
+                ..Origin::default()
+            },
+            keys: keys.clone(),
+            automatic: true,
+            recipients: new_recipients.clone(),
+            events,
+            pays,
+        };
+        self.parts.store.accept(message).await?;
+        add(&self.counters.notices, 1);
+        let Content::Memory(bytes) = &content else {
+            return Ok(());
+        };
+        let carried = Carried {
+            id,
+            tenant: about.tenant.clone(),
+            envelope,
+            content: Arc::new(bytes.clone()),
+            accepted_at: now,
+            keys,
+            automatic: true,
+        };
+        self.enqueue(carried, new_recipients, &content);
+        Ok(())
+    }
+
+    /// The cleared states, and the events that say which notice reported each recipient.
+    fn payments(
+        &self,
+        about: &Carried,
+        kind: Owes,
+        recipients: &[&QueuedRecipient],
+        notice: MessageId,
+    ) -> StoreResult<(Vec<Event>, Vec<Settlement>)> {
+        let now = self.now();
+        let mut events = Vec::with_capacity(recipients.len());
+        let mut pays = Vec::with_capacity(recipients.len());
+        for r in recipients {
+            let rights = about.rights(r.id.index);
+            let state = step(&r.state, Input::NoticePaid, &r.promise, rights, now)
+                .map_err(|illegal| StoreError::Damaged(illegal.to_string()))?;
+            events.push(Event {
+                at: now,
+                kind: if kind == Owes::Delay {
+                    EventKind::DelayNotified
+                } else {
+                    EventKind::DsnSent
+                },
+                message: about.id,
+                recipient: Some(r.id.index),
+                detail: Detail {
+                    notice: Some(notice),
+                    ..Detail::default()
+                },
+            });
+            pays.push(Settlement {
+                id: r.id,
+                shard: r.shard,
+                epoch: self.parts.store.epoch(r.shard),
+                state,
+                events: Vec::new(),
+            });
+        }
+        Ok((events, pays))
+    }
+}

@@ -1,0 +1,165 @@
+//! The ledger: new states on their way to the store, batched while the last commit runs.
+//!
+//! A settlement that the store could not take is offered again until it does: the outcome
+//! of an attempt is never forgotten while the process lives.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tidegate_mail::{Event, MessageId, Owes, RecipientState, State};
+use tokio::sync::Notify;
+
+use super::flight::Loaded;
+use super::{Engine, delay_at};
+use crate::ports::{Settlement, StoreError};
+use crate::schedule::{Next, Ticket};
+
+/// Settlements in one call of the store.
+const MAX_BATCH: usize = 1000;
+
+#[derive(Default)]
+pub(super) struct Ledger {
+    pending: Mutex<Vec<Entry>>,
+    pub filled: Notify,
+}
+
+struct Entry {
+    settlement: Settlement,
+    ticket: Ticket,
+    next: Next,
+}
+
+impl Ledger {
+    fn take(&self) -> Vec<Entry> {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if pending.len() <= MAX_BATCH {
+            std::mem::take(&mut *pending)
+        } else {
+            let rest = pending.split_off(MAX_BATCH);
+            std::mem::replace(&mut *pending, rest)
+        }
+    }
+
+    fn give_back(&self, mut entries: Vec<Entry>) {
+        let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.append(&mut pending);
+        *pending = entries;
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
+    }
+}
+
+impl Engine {
+    /// Enters a recipient's new state; the ticket returns to the schedule once it is committed.
+    pub(super) fn enter(
+        &self,
+        ticket: Ticket,
+        before: &Loaded,
+        state: RecipientState,
+        events: Vec<Event>,
+    ) {
+        let next = match state.state {
+            State::Waiting { due } => Next::Waiting {
+                due,
+                delay_at: delay_at(&state, &before.promise),
+                attempts: state.attempts,
+            },
+            State::Done(_) => Next::Gone,
+        };
+        let settlement = Settlement {
+            id: before.id,
+            shard: before.shard,
+            epoch: self.parts.store.epoch(before.shard),
+            state,
+            events,
+        };
+        self.ledger
+            .pending
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Entry {
+                settlement,
+                ticket,
+                next,
+            });
+        self.ledger.filled.notify_one();
+    }
+
+    /// Offers what is in the ledger to the store, once. `false`: it was not taken.
+    pub(super) async fn settle_pending(&self) -> bool {
+        let entries = self.ledger.take();
+        if entries.is_empty() {
+            return true;
+        }
+        let settlements = entries.iter().map(|e| e.settlement.clone()).collect();
+        match self.parts.store.settle(settlements).await {
+            Ok(()) => {
+                self.committed(entries);
+                true
+            }
+            Err(StoreError::Fenced(shard)) => {
+                // Another gateway owns these recipients now and makes its own attempts.
+                tracing::warn!(shard, "settlements refused: the shard has a new owner");
+                let now = self.now();
+                let mut scheduler = self.schedule();
+                for entry in entries {
+                    scheduler.settled(entry.ticket, Next::Gone, now);
+                }
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, waiting = entries.len(), "results of attempts could not be stored; trying again");
+                self.note_store_error(&error);
+                self.ledger.give_back(entries);
+                false
+            }
+        }
+    }
+
+    fn committed(&self, entries: Vec<Entry>) {
+        let now = self.now();
+        let mut owing: Vec<MessageId> = Vec::new();
+        let alarm = {
+            let mut scheduler = self.schedule();
+            for entry in entries {
+                if entry.settlement.state.owes != Owes::None {
+                    owing.push(entry.settlement.id.message);
+                }
+                scheduler.settled(entry.ticket, entry.next, now);
+            }
+            scheduler.alarm()
+        };
+        if alarm {
+            self.alarm.notify_one();
+        }
+        for message in owing {
+            self.debts.push(message);
+        }
+    }
+
+    pub(super) fn note_store_error(&self, error: &StoreError) {
+        if matches!(error, StoreError::Failed(_)) && !self.parts.store.recovers() {
+            self.store_failed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Serves the ledger until the engine stops and it is empty.
+    pub(super) async fn keep_ledger(&self) {
+        loop {
+            self.ledger.filled.notified().await;
+            while !self.ledger.is_empty() {
+                if !self.settle_pending().await {
+                    let again = self.now().plus(Duration::from_secs(1));
+                    self.parts.clock.sleep_until(again).await;
+                }
+                self.kick();
+            }
+        }
+    }
+}

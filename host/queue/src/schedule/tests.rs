@@ -1,0 +1,307 @@
+use super::*;
+use crate::control::QueueQuery;
+use crate::directory::Directory;
+use crate::ports::MxHost;
+use crate::shape::{Rate, Scope};
+use tidegate_mail::{Fault, Stage};
+
+const T0: Timestamp = Timestamp::from_secs(1_000_000);
+
+fn bounds() -> Bounds {
+    Bounds {
+        max_deliveries: 100,
+        max_site_connections: 2,
+        default_limits: Limits::default(),
+        site_backoff: (Duration::from_secs(60), Duration::from_secs(900)),
+    }
+}
+
+fn key(tenant: &str, domain: &str, class: TrafficClass) -> QueueKey {
+    QueueKey {
+        relay: "mx".into(),
+        domain: domain.into(),
+        tenant: tenant.into(),
+        class,
+        lane: None,
+    }
+}
+
+fn entry(message: i64, index: u32, attempts: u32) -> NewEntry {
+    NewEntry {
+        id: RecipientId {
+            message: MessageId::from_i64(message),
+            index,
+        },
+        due: T0,
+        expires_at: T0.plus(Duration::from_secs(3600)),
+        delay_at: Timestamp::FAR_FUTURE,
+        attempts,
+    }
+}
+
+fn to(domain: &str) -> Arc<Destination> {
+    Arc::new(Destination {
+        domain: domain.into(),
+        site: domain.into(),
+        hosts: vec![MxHost {
+            name: format!("mx.{domain}"),
+            preference: 10,
+            addresses: vec![],
+        }],
+        valid_until: Timestamp::FAR_FUTURE,
+    })
+}
+
+/// Takes tasks until there is none, answering every resolution.
+fn drain(s: &mut Scheduler, now: Timestamp) -> Vec<Work> {
+    let directory = Directory::new(vec![], vec![], vec![], vec![]);
+    let mut works = Vec::new();
+    while let Some(task) = s.take(&directory, now) {
+        match task {
+            Task::Resolve { queue, domain } => {
+                assert!(s.resolved(queue, Ok(to(&domain)), now).is_empty());
+            }
+            Task::Deliver(work) => works.push(work),
+        }
+    }
+    works
+}
+
+fn delivered() -> Outcome {
+    Outcome::from_reply(
+        Stage::Dot,
+        tidegate_mail::Reply::new(250, tidegate_mail::Enhanced::new(2, 0, 0), "ok"),
+    )
+}
+
+fn finish(s: &mut Scheduler, work: Work, host_failure: bool, now: Timestamp) {
+    let outcome = if host_failure {
+        Outcome::from_fault(Stage::Connect, Fault::ConnectRefused)
+    } else {
+        delivered()
+    };
+    s.finished(work.queue, host_failure, [&outcome].into_iter(), now);
+    for ticket in work.tickets {
+        let next = if host_failure {
+            Next::Waiting {
+                due: now.plus(Duration::from_secs(60)),
+                delay_at: Timestamp::FAR_FUTURE,
+                attempts: ticket.attempts + 1,
+            }
+        } else {
+            Next::Gone
+        };
+        s.settled(ticket, next, now);
+    }
+}
+
+#[test]
+fn recipients_of_one_message_and_domain_share_a_transaction() {
+    let mut s = Scheduler::new(bounds());
+    let k = key("a", "x.test", TrafficClass::Transactional);
+    for index in 0..3 {
+        s.add(&k, entry(1, index, 0), T0);
+    }
+    s.add(&k, entry(2, 0, 0), T0);
+    let works = drain(&mut s, T0);
+    let sizes: Vec<usize> = works.iter().map(|w| w.tickets.len()).collect();
+    assert_eq!(sizes, [3, 1]);
+}
+
+#[test]
+fn new_mail_goes_before_what_is_retried() {
+    let mut s = Scheduler::new(bounds());
+    let k = key("a", "x.test", TrafficClass::Transactional);
+    s.add(&k, entry(1, 0, 3), T0);
+    s.add(&k, entry(2, 0, 0), T0);
+    let works = drain(&mut s, T0);
+    assert_eq!(works[0].message, MessageId::from_i64(2));
+}
+
+#[test]
+fn transactional_goes_before_bulk_and_tenants_take_turns() {
+    let mut s = Scheduler::new(Bounds {
+        max_site_connections: 100,
+        ..bounds()
+    });
+    for n in 0..5 {
+        s.add(
+            &key("big", &format!("d{n}.test"), TrafficClass::Transactional),
+            entry(n, 0, 0),
+            T0,
+        );
+    }
+    s.add(
+        &key("small", "y.test", TrafficClass::Transactional),
+        entry(50, 0, 0),
+        T0,
+    );
+    s.add(
+        &key("big", "z.test", TrafficClass::Bulk),
+        entry(9, 0, 0),
+        T0,
+    );
+    let works = drain(&mut s, T0);
+    let at = works
+        .iter()
+        .position(|w| &*w.tenant == "small")
+        .expect("served");
+    assert!(at <= 2, "the small tenant waits {at} turns");
+    // The bulk lane waits for its plan.
+    assert_eq!(works.len(), 6);
+    let lanes = s.lanes_to_plan(T0);
+    assert_eq!(lanes.len(), 1);
+    s.planned(lanes[0].0, None, None, T0);
+    assert_eq!(drain(&mut s, T0).len(), 1);
+}
+
+#[test]
+fn a_site_has_no_more_than_its_connections() {
+    let mut s = Scheduler::new(bounds());
+    let k = key("a", "x.test", TrafficClass::Transactional);
+    for message in 0..5 {
+        s.add(&k, entry(message, 0, 0), T0);
+    }
+    let mut works = drain(&mut s, T0);
+    assert_eq!(works.len(), 2);
+    let list = s.list(&QueueQuery::default());
+    assert!(
+        list.iter()
+            .any(|e| e.reason == Some(WaitReason::Concurrency))
+    );
+    finish(&mut s, works.remove(0), false, T0);
+    assert_eq!(drain(&mut s, T0).len(), 1);
+}
+
+#[test]
+fn a_site_that_does_not_answer_is_left_alone_then_probed() {
+    let mut s = Scheduler::new(bounds());
+    let k = key("a", "x.test", TrafficClass::Transactional);
+    for message in 0..4 {
+        s.add(&k, entry(message, 0, 0), T0);
+    }
+    for work in drain(&mut s, T0) {
+        finish(&mut s, work, true, T0);
+    }
+    assert!(drain(&mut s, T0).is_empty(), "backed off");
+    let later = T0.plus(Duration::from_secs(61));
+    s.wake(later, 100);
+    let mut probe = drain(&mut s, later);
+    assert_eq!(probe.len(), 1, "one probe");
+    finish(&mut s, probe.remove(0), false, later);
+    assert_eq!(drain(&mut s, later).len(), 2, "open again");
+}
+
+#[test]
+fn no_wait_outlives_the_lifetime() {
+    let mut s = Scheduler::new(bounds());
+    s.set_measures(vec![Measure {
+        id: "1".into(),
+        scope: Scope::default(),
+        effect: Effect::Hold,
+        cause: "test".into(),
+        since: T0,
+        until: None,
+    }]);
+    s.add(
+        &key("a", "x.test", TrafficClass::Transactional),
+        entry(1, 0, 0),
+        T0,
+    );
+    assert!(drain(&mut s, T0).is_empty());
+    assert_eq!(
+        s.list(&QueueQuery::default())[0].reason,
+        Some(WaitReason::Held)
+    );
+    let end = T0.plus(Duration::from_secs(3600));
+    assert_eq!(s.next_event(), end);
+    assert!(matches!(s.wake(end, 10)[..], [Wake::Expired(_)]));
+}
+
+#[test]
+fn a_lifted_hold_lets_mail_go() {
+    let mut s = Scheduler::new(bounds());
+    let hold = Measure {
+        id: "1".into(),
+        scope: Scope {
+            domain: Some("x.test".into()),
+            ..Scope::default()
+        },
+        effect: Effect::Hold,
+        cause: "test".into(),
+        since: T0,
+        until: None,
+    };
+    s.set_measures(vec![hold]);
+    s.add(
+        &key("a", "x.test", TrafficClass::Transactional),
+        entry(1, 0, 0),
+        T0,
+    );
+    s.add(
+        &key("a", "y.test", TrafficClass::Transactional),
+        entry(2, 0, 0),
+        T0,
+    );
+    assert_eq!(drain(&mut s, T0).len(), 1);
+    s.set_measures(vec![]);
+    assert_eq!(drain(&mut s, T0).len(), 1);
+}
+
+#[test]
+fn a_rate_parks_the_queue_until_its_next_token() {
+    let mut s = Scheduler::new(bounds());
+    let k = key("a", "x.test", TrafficClass::Bulk);
+    for message in 0..3 {
+        s.add(&k, entry(message, 0, 0), T0);
+    }
+    assert!(drain(&mut s, T0).is_empty());
+    let lanes = s.lanes_to_plan(T0);
+    let plan = LanePlan {
+        limits: Limits {
+            rate: Some(Rate {
+                messages: 1,
+                per_ms: 10_000,
+            }),
+            burst: 1,
+            ttl: 3600,
+            ..Limits::default()
+        },
+        wake: None,
+    };
+    s.planned(lanes[0].0, Some(plan), Some("abc"), T0);
+    assert_eq!(drain(&mut s, T0).len(), 1);
+    assert_eq!(s.next_event(), T0.plus(Duration::from_secs(10)));
+    let later = T0.plus(Duration::from_secs(10));
+    s.wake(later, 10);
+    assert_eq!(drain(&mut s, later).len(), 1);
+}
+
+#[test]
+fn a_failed_resolution_is_an_attempt_for_all_that_is_ready() {
+    let mut s = Scheduler::new(bounds());
+    let k = key("a", "x.test", TrafficClass::Transactional);
+    for message in 0..3 {
+        s.add(&k, entry(message, 0, 0), T0);
+    }
+    let directory = Directory::new(vec![], vec![], vec![], vec![]);
+    let Some(Task::Resolve { queue, .. }) = s.take(&directory, T0) else {
+        panic!("a resolution comes first");
+    };
+    let outcome = Outcome::from_fault(Stage::Dns, Fault::NoSuchDomain);
+    assert_eq!(s.resolved(queue, Err(&outcome), T0).len(), 3);
+}
+
+#[test]
+fn timers_of_delivered_mail_do_not_pile_up() {
+    let mut s = Scheduler::new(bounds());
+    let k = key("a", "x.test", TrafficClass::Transactional);
+    for message in 0..50_000 {
+        s.add(&k, entry(message, 0, 0), T0);
+        for work in drain(&mut s, T0) {
+            finish(&mut s, work, false, T0);
+        }
+    }
+    assert_eq!(s.len(), 0);
+    assert!(s.timers.len() <= 5000, "{}", s.timers.len());
+}
