@@ -1,0 +1,83 @@
+//! The shaping world: how fast may these lanes go?
+
+#[doc(hidden)]
+pub mod wit {
+    wit_bindgen::generate!({
+        world: "shaping-policy",
+        path: "../../wit/tidegate-policy-1.0.0",
+        pub_export_macro: true,
+        default_bindings_module: "tidegate_guest::shaping::wit",
+        export_macro_name: "export_shaping",
+    });
+}
+
+pub use wit::exports::tidegate::policy::setup::Descriptor;
+pub use wit::exports::tidegate::policy::shaping::{
+    LaneKey, LanePlan, LaneState, Limits, Plan, Rate, ReplyCount, Trigger, Window,
+};
+pub use wit::tidegate::policy::log;
+pub use wit::tidegate::policy::types::{Facts, Millis, PolicyError, TrafficClass};
+
+/// What a shaping policy is: a reducer over its own state.
+pub trait Policy: Sized + Send + Sync + 'static {
+    /// Reads the configuration. An error refuses the upload: name the key and the remedy.
+    fn init(config: &str) -> Result<(Self, Descriptor), String>;
+
+    /// Plans up to 256 lanes, within 50 ms.
+    fn plan(&self, now: Millis, state: &[u8], lanes: Vec<LaneState>) -> Result<Plan, PolicyError>;
+}
+
+impl Descriptor {
+    pub fn new(name: &str, version: &str) -> Self {
+        Descriptor {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            headers: Vec::new(),
+            facts: Vec::new(),
+        }
+    }
+}
+
+/// Makes a [`Policy`] the shaping policy of this crate.
+#[macro_export]
+macro_rules! shaping_policy {
+    ($policy:ty) => {
+        const _: () = {
+            static POLICY: ::std::sync::OnceLock<$policy> = ::std::sync::OnceLock::new();
+
+            struct Exported;
+
+            impl $crate::shaping::wit::exports::tidegate::policy::setup::Guest for Exported {
+                fn init(config: String) -> Result<$crate::shaping::Descriptor, String> {
+                    let (policy, descriptor) =
+                        <$policy as $crate::shaping::Policy>::init(&config)?;
+                    if POLICY.set(policy).is_err() {
+                        return Err("init was called twice".to_owned());
+                    }
+                    drop(config);
+                    $crate::reserve();
+                    Ok(descriptor)
+                }
+            }
+
+            impl $crate::shaping::wit::exports::tidegate::policy::shaping::Guest for Exported {
+                fn plan_lanes(
+                    now: $crate::shaping::Millis,
+                    state: Vec<u8>,
+                    lanes: Vec<$crate::shaping::LaneState>,
+                ) -> Result<$crate::shaping::Plan, $crate::shaping::PolicyError> {
+                    match POLICY.get() {
+                        Some(policy) => {
+                            $crate::shaping::Policy::plan(policy, now, &state, lanes)
+                        }
+                        None => Err($crate::shaping::PolicyError::Broken(
+                            "init was not called".to_owned(),
+                        )),
+                    }
+                }
+            }
+
+            $crate::shaping::wit::export_shaping!(Exported with_types_in $crate::shaping::wit);
+        };
+    };
+}
