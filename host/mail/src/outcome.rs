@@ -135,7 +135,8 @@ impl Fault {
             }
             Fault::AuthFailed => (4, 7, 8),
             Fault::TooLarge => (5, 3, 4),
-            Fault::EightBitUnsupported => (5, 6, 1),
+            // "Conversion required but not supported": RFC 3463 s. 3.7 names this case.
+            Fault::EightBitUnsupported => (5, 6, 3),
             Fault::SmtpUtf8Unsupported => (5, 6, 7),
             Fault::RequireTlsUnsupported => (5, 7, 30),
             Fault::LoopsToSelf => (5, 4, 6),
@@ -167,9 +168,13 @@ impl Fault {
             Fault::TooLarge => "the message is larger than the server accepts",
             Fault::EightBitUnsupported => "the server does not accept 8-bit content",
             Fault::SmtpUtf8Unsupported => "the server does not support internationalised addresses",
-            Fault::RequireTlsUnsupported => "the sender requires TLS along the way and the server does not support REQUIRETLS",
+            Fault::RequireTlsUnsupported => {
+                "the sender requires TLS along the way and the server does not support REQUIRETLS"
+            }
             Fault::LoopsToSelf => "the destination's mail server is this gateway",
-            Fault::ForbiddenAddress => "the destination's mail server has an address that is not allowed",
+            Fault::ForbiddenAddress => {
+                "the destination's mail server has an address that is not allowed"
+            }
             Fault::Expired => "delivery time expired",
             Fault::RelayUnavailable => "the relay is not available",
             Fault::ContentUnreadable => "the stored message could not be read",
@@ -315,4 +320,81 @@ pub struct TlsInfo {
     pub cipher: String,
     /// What the certificate was checked against: `none`, `webpki`, `mta-sts`, `dane`.
     pub verified: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FAULTS: [(Fault, &str); 23] = [
+        (Fault::NullMx, "5.1.10"),
+        (Fault::NoSuchDomain, "5.1.2"),
+        (Fault::NoAddress, "5.4.4"),
+        (Fault::DnsUnavailable, "4.4.3"),
+        (Fault::ConnectRefused, "4.4.1"),
+        (Fault::ConnectTimeout, "4.4.1"),
+        (Fault::Timeout, "4.4.2"),
+        (Fault::ConnectionLost, "4.4.2"),
+        (Fault::GarbledReply, "4.5.0"),
+        (Fault::TlsFailed, "4.7.5"),
+        (Fault::TlsRequired, "4.7.5"),
+        (Fault::TlsUntrusted, "4.7.5"),
+        (Fault::TlsInjection, "4.7.5"),
+        (Fault::AuthFailed, "4.7.8"),
+        (Fault::TooLarge, "5.3.4"),
+        (Fault::EightBitUnsupported, "5.6.3"),
+        (Fault::SmtpUtf8Unsupported, "5.6.7"),
+        (Fault::RequireTlsUnsupported, "5.7.30"),
+        (Fault::LoopsToSelf, "5.4.6"),
+        (Fault::ForbiddenAddress, "5.4.6"),
+        (Fault::Expired, "4.4.7"),
+        (Fault::RelayUnavailable, "4.3.2"),
+        (Fault::ContentUnreadable, "4.3.0"),
+    ];
+
+    #[test]
+    fn every_fault_has_its_status_and_verdict() {
+        for (fault, status) in FAULTS {
+            let outcome = Outcome::from_fault(Stage::Connect, fault);
+            assert_eq!(outcome.status.to_string(), status, "{fault:?}");
+            // Expiry alone ends a recipient under a transient status (RFC 3463 s. 3.5, X.4.7).
+            let permanent = status.starts_with('5') || fault == Fault::Expired;
+            let verdict = if permanent {
+                Verdict::Permanent
+            } else {
+                Verdict::Temporary
+            };
+            assert_eq!(outcome.verdict, verdict, "{fault:?}");
+            assert_eq!(outcome.text(), fault.text());
+        }
+    }
+
+    #[test]
+    fn the_basic_code_decides() {
+        for (code, enhanced, verdict, status) in [
+            (250, (2, 1, 5), Verdict::Delivered, "2.1.5"),
+            (250, (5, 1, 1), Verdict::Delivered, "2.0.0"),
+            (354, (2, 0, 0), Verdict::Temporary, "4.0.0"),
+            (421, (4, 3, 2), Verdict::Temporary, "4.3.2"),
+            (450, (5, 7, 1), Verdict::Temporary, "4.0.0"),
+            (550, (5, 1, 1), Verdict::Permanent, "5.1.1"),
+            (550, (4, 2, 2), Verdict::Permanent, "5.0.0"),
+        ] {
+            let (class, subject, detail) = enhanced;
+            let reply = Reply::new(code, Enhanced::new(class, subject, detail), "text");
+            let outcome = Outcome::from_reply(Stage::Rcpt, reply);
+            assert_eq!(outcome.verdict, verdict, "{code}");
+            assert_eq!(outcome.status.to_string(), status, "{code}");
+        }
+    }
+
+    #[test]
+    fn a_lost_final_reply_is_uncertain() {
+        let outcome = Outcome::uncertain(Fault::Timeout);
+        assert_eq!(
+            (outcome.verdict, outcome.stage),
+            (Verdict::Uncertain, Stage::Dot)
+        );
+        assert_eq!(outcome.status.to_string(), "4.4.2");
+    }
 }

@@ -6,13 +6,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Notify, Outcome, Promise, Timestamp, Verdict};
+use crate::{Notify, Outcome, Promise, Reply, Timestamp, Verdict};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// `due` is the next slot or the end of the lifetime, whichever is first.
-    Waiting { due: Timestamp },
+    Waiting {
+        due: Timestamp,
+    },
     Done(End),
 }
 
@@ -36,13 +38,49 @@ pub enum Owes {
     Success,
 }
 
-/// The last attempt that did not deliver, kept for notices and for `queue` listings.
+/// The last attempt, kept for notices and for `queue` listings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LastAttempt {
     pub at: Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<String>,
     pub outcome: Outcome,
+    /// What a server last said in an earlier attempt, where this one got no reply: on
+    /// expiry the sender is told the destination's own words, not our last time-out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heard: Option<Box<Heard>>,
+}
+
+/// A peer's reply, and who gave it when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Heard {
+    pub at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    pub reply: Reply,
+}
+
+impl LastAttempt {
+    /// The last reply a server gave, in this attempt or an earlier one, and its host.
+    pub fn last_reply(&self) -> Option<(&Reply, Option<&str>)> {
+        match (&self.outcome.reply, &self.heard) {
+            (Some(reply), _) => Some((reply, self.host.as_deref())),
+            (None, Some(heard)) => Some((&heard.reply, heard.host.as_deref())),
+            (None, None) => None,
+        }
+    }
+
+    /// What of this attempt is still worth knowing after one without a reply.
+    fn into_heard(self) -> Option<Box<Heard>> {
+        match self.outcome.reply {
+            Some(reply) => Some(Box::new(Heard {
+                at: self.at,
+                host: self.host,
+                reply,
+            })),
+            None => self.heard,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,7 +91,8 @@ pub struct RecipientState {
     pub accepted_at: Timestamp,
     pub expires_at: Timestamp,
     pub owes: Owes,
-    /// A delay notice was owed once; there is never a second.
+    /// The delay limit passed and was dealt with: a notice was owed, or found not to be
+    /// wanted. There is never a second.
     pub delay_reported: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last: Option<LastAttempt>,
@@ -87,6 +126,7 @@ impl RecipientState {
                 at: now,
                 host: None,
                 outcome,
+                heard: None,
             }),
         }
     }
@@ -166,8 +206,8 @@ pub struct Illegal {
 /// The next state, for every legal pair; `now` is the time of the input.
 ///
 /// The delay notice falls due `delay_notice` after acceptance, noticed at the first
-/// input past it. Nothing here stretches the lifetime: a wait that the gateway chose
-/// (rate, suspension, hold) is no input at all.
+/// failed attempt past it or at [`Input::DelayLimit`]. Nothing here stretches the lifetime:
+/// a wait that the gateway chose (rate, suspension, hold) is no input at all.
 pub fn step(
     from: &RecipientState,
     input: Input,
@@ -207,12 +247,6 @@ pub fn step(
                     } else {
                         rights.success()
                     };
-                    to.last = Some(LastAttempt {
-                        at: now,
-                        host,
-                        outcome,
-                    });
-                    return Ok(to);
                 }
                 Verdict::Permanent => {
                     to.state = State::Done(End::Bounced);
@@ -230,10 +264,15 @@ pub fn step(
                     }
                 }
             }
+            let heard = match outcome.reply {
+                Some(_) => None,
+                None => to.last.take().and_then(LastAttempt::into_heard),
+            };
             to.last = Some(LastAttempt {
                 at: now,
                 host,
                 outcome,
+                heard,
             });
             Ok(to)
         }
@@ -283,5 +322,11 @@ fn note_delay(to: &mut RecipientState, promise: &Promise, rights: Rights, now: T
         return;
     }
     to.delay_reported = true;
-    to.owes = rights.delay();
+    // Past the lifetime the expiry is what there is to tell.
+    if now < to.expires_at {
+        to.owes = rights.delay();
+    }
 }
+
+#[cfg(test)]
+mod tests;

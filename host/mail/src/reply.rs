@@ -109,9 +109,14 @@ impl Reply {
     }
 
     /// The status to report: the enhanced code if its class agrees with the basic
-    /// code, else `class.0.0`.
+    /// code, else `class.0.0`. There is no class 3 (RFC 3463 s. 3): a 3xx where none
+    /// belongs is a transient failure.
     pub fn status(&self) -> Enhanced {
-        let class = (self.code / 100) as u8;
+        let class = match self.code / 100 {
+            2 => 2,
+            5 => 5,
+            _ => 4,
+        };
         match self.enhanced {
             Some(enhanced) if enhanced.class == class => enhanced,
             _ => Enhanced::new(class, 0, 0),

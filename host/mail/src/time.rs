@@ -54,7 +54,7 @@ impl Timestamp {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
 
-    /// `Mon, 24 Nov 2026 03:05:00 +0000`, the date-time of RFC 5322 s. 3.3, in UTC.
+    /// `Tue, 24 Nov 2026 03:05:00 +0000`, the date-time of RFC 5322 s. 3.3, in UTC.
     pub fn rfc5322(self) -> String {
         self.in_utc()
             .strftime("%a, %d %b %Y %H:%M:%S +0000")
