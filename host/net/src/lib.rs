@@ -1,2 +1,7 @@
 //! Sockets, DNS, TLS and the operating system's clock: the adapters of the engine's ports
 //! to the network.
+
+pub mod clock;
+pub mod resolver;
+pub mod sink;
+pub mod smtp;

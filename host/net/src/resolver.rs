@@ -1,0 +1,537 @@
+//! Where the mail of a domain goes: MX and address records through hickory.
+//!
+//! Invariants: a [`Destination`] has at least one address; unless private destinations are
+//! allowed all its addresses are public; hosts of the same or a worse preference than
+//! this gateway's own name are not in it (RFC 5321 s. 5.1), so mail can't loop.
+//!
+//! Answers are kept by domain for their TTL within bounds, so that the hot path asks
+//! hickory nothing; of several who ask for the same domain at once one does the work.
+//! Knows nothing of SMTP, TLS policy or retries.
+
+pub mod address;
+mod site;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{
+    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ServerOrderingStrategy,
+};
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use tidegate_mail::{Fault, Outcome, Stage};
+use tidegate_queue::ports::{Clock, Destination, Fut, MxHost, Resolver};
+use tokio::sync::OnceCell;
+
+pub use self::site::site_name;
+
+/// How the DNS is asked and how long answers are believed.
+#[derive(Clone, Debug)]
+pub struct DnsConfig {
+    /// Recursive servers to ask, over UDP and TCP; empty: those of `/etc/resolv.conf`.
+    pub servers: Vec<SocketAddr>,
+    /// For one query to one server.
+    pub timeout: Duration,
+    /// Times a query is sent before it counts as unanswered.
+    pub attempts: usize,
+    /// Records kept by the resolver below.
+    pub cache_records: u64,
+    /// Domains whose destination is kept.
+    pub cache_domains: usize,
+    /// A destination is kept for the TTL of its records within these bounds.
+    pub ttl: (Duration, Duration),
+    /// Names of this gateway. An MX host of such a name is ourselves.
+    pub own_names: Vec<String>,
+    /// Deliver to loopback, private and other special addresses.
+    pub allow_private: bool,
+    /// MX hosts of a destination that are considered.
+    pub max_hosts: usize,
+    /// Addresses of one host that are considered.
+    pub max_addresses: usize,
+    /// Ask for AAAA records.
+    pub ipv6: bool,
+}
+
+impl Default for DnsConfig {
+    fn default() -> Self {
+        DnsConfig {
+            servers: Vec::new(),
+            timeout: Duration::from_secs(5),
+            attempts: 3,
+            cache_records: 32_768,
+            cache_domains: 16_384,
+            ttl: (Duration::from_secs(5), Duration::from_secs(15 * 60)),
+            own_names: Vec::new(),
+            allow_private: false,
+            max_hosts: 5,
+            max_addresses: 4,
+            ipv6: true,
+        }
+    }
+}
+
+/// The resolver could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}; name a DNS server in the configuration")]
+pub struct DnsSetupError {
+    reason: String,
+}
+
+/// How long a failure is believed: a permanent one, and one of the DNS itself.
+const FAILURE_TTL: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(2));
+
+/// An answer that came about in spite of a failed query is asked again soon.
+const PARTIAL_TTL: Duration = Duration::from_secs(60);
+
+type Answer = Result<Arc<Destination>, Outcome>;
+
+struct Kept {
+    answer: Answer,
+    until: tidegate_mail::Timestamp,
+}
+
+#[derive(Default)]
+struct Memory {
+    kept: HashMap<Box<str>, Kept>,
+    /// Domains being asked for.
+    asked: HashMap<Box<str>, Arc<OnceCell<Answer>>>,
+}
+
+/// The [`Resolver`] port over hickory.
+pub struct DnsResolver {
+    dns: TokioResolver,
+    config: DnsConfig,
+    clock: Arc<dyn Clock>,
+    memory: Mutex<Memory>,
+}
+
+/// The records of one name and type.
+enum Found {
+    Records(Lookup),
+    /// The name exists without such records.
+    Nothing,
+    NoSuchName,
+    Failed(String),
+}
+
+/// The addresses of a host name.
+#[derive(Default)]
+struct Addresses {
+    usable: Vec<IpAddr>,
+    forbidden: bool,
+    /// What went wrong with a query, in the library's words.
+    failed: Option<String>,
+    no_such_name: bool,
+    valid_for: Option<Duration>,
+}
+
+impl DnsResolver {
+    /// Must be called within a tokio runtime.
+    pub fn new(config: DnsConfig, clock: Arc<dyn Clock>) -> Result<Self, DnsSetupError> {
+        let failed = |error: NetError| DnsSetupError {
+            reason: format!("the system's DNS configuration can't be used: {error}"),
+        };
+        let mut builder = if config.servers.is_empty() {
+            TokioResolver::builder_tokio().map_err(failed)?
+        } else {
+            let servers = config.servers.iter().map(name_server).collect();
+            let mut builder = TokioResolver::builder_with_config(
+                ResolverConfig::from_name_servers(servers),
+                TokioRuntimeProvider::default(),
+            );
+            let options = builder.options_mut();
+            options.use_hosts_file = ResolveHosts::Never;
+            options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
+            builder
+        };
+        let options = builder.options_mut();
+        options.timeout = config.timeout;
+        // hickory counts the tries that come after the first.
+        options.attempts = config.attempts.saturating_sub(1);
+        options.cache_size = config.cache_records;
+        options.max_active_requests = 512;
+        options.preserve_intermediates = false;
+        Ok(DnsResolver {
+            dns: builder.build().map_err(failed)?,
+            config,
+            clock,
+            memory: Mutex::default(),
+        })
+    }
+
+    /// The addresses of a named server; an address as such is taken as it is. Whether
+    /// they are allowed is for the caller to check, at each use.
+    pub async fn host_addresses(&self, host: &str) -> Result<Vec<IpAddr>, Outcome> {
+        let literal = match address::literal(host) {
+            Some(Ok(ip)) => Some(ip),
+            _ => host.parse().ok(),
+        };
+        if let Some(ip) = literal {
+            return Ok(vec![ip]);
+        }
+        let Some(name) = fqdn(host) else {
+            return Err(no_such_domain("not a host name"));
+        };
+        let found = addresses(&self.dns, name, &self.config, true).await;
+        if !found.usable.is_empty() {
+            return Ok(found.usable);
+        }
+        Err(match found.failed {
+            Some(detail) => unavailable(detail),
+            None if found.no_such_name => Outcome::from_fault(Stage::Dns, Fault::NoSuchDomain),
+            None => Outcome::from_fault(Stage::Dns, Fault::NoAddress),
+        })
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        // Nothing panics while it is held, and each change is complete in itself.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn ask(&self, domain: &str) -> Answer {
+        let cell = {
+            let mut memory = self.memory();
+            match memory.asked.get(domain) {
+                Some(cell) => cell.clone(),
+                None => {
+                    let cell = Arc::new(OnceCell::new());
+                    memory.asked.insert(domain.into(), cell.clone());
+                    cell
+                }
+            }
+        };
+        let answer = cell
+            .get_or_init(|| async {
+                let (answer, valid_for) = self.look_up(domain).await;
+                let until = self.clock.now().plus(valid_for);
+                let mut memory = self.memory();
+                memory.asked.remove(domain);
+                self.make_room(&mut memory);
+                memory.kept.insert(
+                    domain.into(),
+                    Kept {
+                        answer: answer.clone(),
+                        until,
+                    },
+                );
+                answer
+            })
+            .await;
+        answer.clone()
+    }
+
+    /// Drops what has expired when full, and everything if that is not enough: a refill
+    /// costs queries, a search for the least used would cost every delivery.
+    fn make_room(&self, memory: &mut Memory) {
+        if memory.kept.len() >= self.config.cache_domains {
+            let now = self.clock.now();
+            memory.kept.retain(|_, kept| kept.until > now);
+            if memory.kept.len() >= self.config.cache_domains {
+                memory.kept.clear();
+            }
+        }
+    }
+
+    async fn look_up(&self, domain: &str) -> (Answer, Duration) {
+        match self.destination(domain).await {
+            Ok((mut destination, valid_for)) => {
+                let valid_for = valid_for.clamp(self.config.ttl.0, self.config.ttl.1);
+                destination.valid_until = self.clock.now().plus(valid_for);
+                (Ok(Arc::new(destination)), valid_for)
+            }
+            Err(outcome) => {
+                let permanent = outcome.verdict == tidegate_mail::Verdict::Permanent;
+                let ttl = if permanent {
+                    FAILURE_TTL.0
+                } else {
+                    FAILURE_TTL.1
+                };
+                (Err(outcome), ttl)
+            }
+        }
+    }
+
+    async fn destination(&self, domain: &str) -> Result<(Destination, Duration), Outcome> {
+        if let Some(literal) = address::literal(domain) {
+            let ip = literal.map_err(|()| no_such_domain("not an address literal"))?;
+            if !self.config.allow_private && !address::is_public(ip) {
+                return Err(Outcome::from_fault(Stage::Dns, Fault::ForbiddenAddress));
+            }
+            let host = MxHost {
+                name: domain.to_owned(),
+                preference: 0,
+                addresses: vec![ip],
+            };
+            return Ok((self.finished(domain, domain, vec![host]), Duration::MAX));
+        }
+        let name = fqdn(domain).ok_or_else(|| no_such_domain("not a domain name"))?;
+        let (mut hosts, mut valid_for) = match records(&self.dns, &name, RecordType::MX).await {
+            Found::Records(lookup) => (mx_hosts(&lookup)?, remaining(&lookup)),
+            Found::Nothing => (Vec::new(), Duration::MAX),
+            Found::NoSuchName => {
+                return Err(Outcome::from_fault(Stage::Dns, Fault::NoSuchDomain));
+            }
+            Found::Failed(detail) => return Err(unavailable(detail)),
+        };
+        if hosts.is_empty() {
+            // RFC 5321 s. 5.1: the domain itself is its implicit MX.
+            hosts.push((0, domain.to_owned()));
+        }
+        self.drop_ourselves(&mut hosts)?;
+        let site = site_name(hosts.iter().map(|(_, name)| name.as_str()));
+        shuffle_equals(&mut hosts);
+        hosts.truncate(self.config.max_hosts);
+
+        let mut found = self.addresses_of(&hosts).await;
+        let none = found.iter().all(|a| a.usable.is_empty());
+        if none {
+            if let Some(detail) = found.iter_mut().find_map(|a| a.failed.take()) {
+                return Err(unavailable(detail));
+            }
+            let fault = if found.iter().any(|a| a.forbidden) {
+                Fault::ForbiddenAddress
+            } else {
+                Fault::NoAddress
+            };
+            return Err(Outcome::from_fault(Stage::Dns, fault));
+        }
+        for answer in &found {
+            valid_for = valid_for.min(answer.valid_for.unwrap_or(Duration::MAX));
+            if answer.failed.is_some() {
+                valid_for = valid_for.min(PARTIAL_TTL);
+            }
+        }
+        let hosts = hosts
+            .into_iter()
+            .zip(found)
+            .map(|((preference, name), found)| MxHost {
+                name,
+                preference,
+                addresses: found.usable,
+            })
+            .collect();
+        Ok((self.finished(domain, &site, hosts), valid_for))
+    }
+
+    fn finished(&self, domain: &str, site: &str, hosts: Vec<MxHost>) -> Destination {
+        Destination {
+            domain: domain.to_owned(),
+            site: site.into(),
+            hosts,
+            valid_until: self.clock.now(),
+        }
+    }
+
+    /// RFC 5321 s. 5.1: if we are one of the hosts, it and all that are not better are
+    /// left out, or mail would go round.
+    fn drop_ourselves(&self, hosts: &mut Vec<(u16, String)>) -> Result<(), Outcome> {
+        let own = |name: &str| {
+            self.config
+                .own_names
+                .iter()
+                .any(|own| own.eq_ignore_ascii_case(name))
+        };
+        let ours = hosts.iter().filter(|(_, name)| own(name));
+        if let Some(limit) = ours.map(|(preference, _)| *preference).min() {
+            hosts.retain(|(preference, _)| *preference < limit);
+            if hosts.is_empty() {
+                return Err(Outcome::from_fault(Stage::Dns, Fault::LoopsToSelf));
+            }
+        }
+        Ok(())
+    }
+
+    /// All hosts at the same time, in their order.
+    async fn addresses_of(&self, hosts: &[(u16, String)]) -> Vec<Addresses> {
+        if let [(_, only)] = hosts {
+            return match fqdn(only) {
+                Some(name) => {
+                    vec![addresses(&self.dns, name, &self.config, self.config.allow_private).await]
+                }
+                None => vec![Addresses::default()],
+            };
+        }
+        let mut found: Vec<Addresses> = hosts.iter().map(|_| Addresses::default()).collect();
+        let mut tasks = tokio::task::JoinSet::new();
+        for (n, (_, host)) in hosts.iter().enumerate() {
+            // A host whose name is not one has no addresses.
+            if let Some(name) = fqdn(host) {
+                let (dns, config) = (self.dns.clone(), self.config.clone());
+                tasks.spawn(async move {
+                    (
+                        n,
+                        addresses(&dns, name, &config, config.allow_private).await,
+                    )
+                });
+            }
+        }
+        while let Some(done) = tasks.join_next().await {
+            match done {
+                Ok((n, addresses)) => found[n] = addresses,
+                Err(error) => tracing::error!(%error, "an address lookup ended abnormally"),
+            }
+        }
+        found
+    }
+}
+
+impl Resolver for DnsResolver {
+    fn resolve<'a>(&'a self, domain: &'a str) -> Fut<'a, Answer> {
+        let now = self.clock.now();
+        let known = self
+            .memory()
+            .kept
+            .get(domain)
+            .filter(|kept| kept.until > now)
+            .map(|kept| kept.answer.clone());
+        match known {
+            Some(answer) => Box::pin(std::future::ready(answer)),
+            None => Box::pin(self.ask(domain)),
+        }
+    }
+}
+
+fn name_server(server: &SocketAddr) -> NameServerConfig {
+    let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
+    for connection in &mut connections {
+        connection.port = server.port();
+    }
+    NameServerConfig::new(server.ip(), true, connections)
+}
+
+fn no_such_domain(detail: &str) -> Outcome {
+    Outcome::from_fault(Stage::Dns, Fault::NoSuchDomain).with_detail(detail)
+}
+
+fn unavailable(detail: String) -> Outcome {
+    Outcome::from_fault(Stage::Dns, Fault::DnsUnavailable).with_detail(detail)
+}
+
+fn fqdn(domain: &str) -> Option<Name> {
+    let mut name = Name::from_ascii(domain).ok()?;
+    name.set_fqdn(true);
+    (!name.is_root()).then_some(name)
+}
+
+fn remaining(lookup: &Lookup) -> Duration {
+    lookup
+        .valid_until()
+        .saturating_duration_since(Instant::now())
+}
+
+/// Preference and name of each MX host, in no order; a null MX is an error.
+fn mx_hosts(lookup: &Lookup) -> Result<Vec<(u16, String)>, Outcome> {
+    let mut null = false;
+    let mut hosts: Vec<(u16, String)> = Vec::new();
+    for record in lookup.answers() {
+        let RData::MX(mx) = &record.data else {
+            continue;
+        };
+        if mx.exchange.is_root() {
+            null = true;
+            continue;
+        }
+        let mut name = mx.exchange.to_ascii();
+        name.make_ascii_lowercase();
+        if name.ends_with('.') {
+            name.pop();
+        }
+        match hosts.iter_mut().find(|(_, known)| *known == name) {
+            Some(known) => known.0 = known.0.min(mx.preference),
+            None => hosts.push((mx.preference, name)),
+        }
+    }
+    // RFC 7505 s. 3: a null MX beside others is no null MX; the others count.
+    if null && hosts.is_empty() {
+        return Err(Outcome::from_fault(Stage::Dns, Fault::NullMx));
+    }
+    Ok(hosts)
+}
+
+/// By preference, in random order among equals (RFC 5321 s. 5.1).
+fn shuffle_equals(hosts: &mut [(u16, String)]) {
+    use std::hash::{BuildHasher, RandomState};
+    // Each RandomState has fresh keys, so the hash of a name is a random number.
+    let random = RandomState::new();
+    hosts.sort_by_cached_key(|(preference, name)| (*preference, random.hash_one(name)));
+}
+
+async fn records(dns: &TokioResolver, name: &Name, kind: RecordType) -> Found {
+    match dns.lookup(name.clone(), kind).await {
+        Ok(lookup) if lookup.answers().iter().any(|r| r.record_type() == kind) => {
+            Found::Records(lookup)
+        }
+        Ok(_) => Found::Nothing,
+        Err(error) => match &error {
+            NetError::Dns(DnsError::NoRecordsFound(none)) => match none.response_code {
+                ResponseCode::NXDomain => Found::NoSuchName,
+                ResponseCode::NoError => Found::Nothing,
+                other => Found::Failed(other.to_string()),
+            },
+            _ => Found::Failed(error.to_string()),
+        },
+    }
+}
+
+/// Both families at the same time; IPv6 and IPv4 by turns, so that a family that does not
+/// work costs one try only.
+async fn addresses(
+    dns: &TokioResolver,
+    name: Name,
+    config: &DnsConfig,
+    allow_private: bool,
+) -> Addresses {
+    let six = async {
+        if config.ipv6 {
+            records(dns, &name, RecordType::AAAA).await
+        } else {
+            Found::Nothing
+        }
+    };
+    let (six, four) = tokio::join!(six, records(dns, &name, RecordType::A));
+    let mut result = Addresses {
+        no_such_name: matches!(four, Found::NoSuchName),
+        ..Addresses::default()
+    };
+    let mut take = |found: Found| -> Vec<IpAddr> {
+        match found {
+            Found::Records(lookup) => {
+                let valid_for = remaining(&lookup);
+                result.valid_for = Some(result.valid_for.map_or(valid_for, |v| v.min(valid_for)));
+                let mut all: Vec<IpAddr> = lookup
+                    .answers()
+                    .iter()
+                    .filter_map(|r| r.data.ip_addr())
+                    .collect();
+                let before = all.len();
+                all.retain(|ip| allow_private || address::is_public(*ip));
+                result.forbidden |= all.len() < before;
+                all
+            }
+            Found::Nothing | Found::NoSuchName => Vec::new(),
+            Found::Failed(detail) => {
+                result.failed.get_or_insert(detail);
+                Vec::new()
+            }
+        }
+    };
+    let (mut six, mut four) = (take(six).into_iter(), take(four).into_iter());
+    let mut usable = Vec::new();
+    while usable.len() < config.max_addresses {
+        let before = usable.len();
+        usable.extend(six.next());
+        usable.extend(four.next());
+        if usable.len() == before {
+            break;
+        }
+    }
+    usable.truncate(config.max_addresses);
+    result.usable = usable;
+    result
+}

@@ -1,0 +1,224 @@
+//! The SMTP client: the [`Transport`] port over real connections.
+//!
+//! A job's hosts are tried in their order until one takes the transaction; each
+//! recipient gets one [`Outcome`] with the stage and the peer's own words. Refusals are
+//! data, so nothing here returns an error. Own client rather than mail-send's: that one loses the
+//! replies of single recipients and early replies, knows one time-out and no pipelining,
+//! and has STARTTLS as required or not at all.
+//!
+//! Knows nothing of retries, queues or notices.
+
+mod body;
+mod capabilities;
+mod command;
+mod delivery;
+mod fitness;
+mod frame;
+mod memory;
+mod pool;
+mod session;
+mod tls;
+mod transaction;
+mod wire;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_mail::{Fault, Outcome, Stage};
+use tidegate_queue::ports::{Clock, Fut, HandOff, Job, Target, Transport};
+
+use self::memory::Memory;
+use self::pool::Pool;
+use self::tls::TlsClient;
+pub use self::tls::{TlsSetupError, TrustAnchors};
+use crate::resolver::DnsResolver;
+use crate::resolver::address::is_public;
+
+/// Time limits of the client (RFC 5321 s. 4.5.3.2). Each is for a whole reply.
+#[derive(Clone, Debug)]
+pub struct Timeouts {
+    pub connect: Duration,
+    /// For a TLS handshake.
+    pub tls: Duration,
+    pub banner: Duration,
+    /// EHLO, STARTTLS, AUTH.
+    pub ehlo: Duration,
+    pub mail: Duration,
+    pub rcpt: Duration,
+    /// For all of MAIL, RCPT and DATA together.
+    pub envelope: Duration,
+    /// The reply to DATA.
+    pub data: Duration,
+    /// For each 128 KiB of content.
+    pub block: Duration,
+    /// For all of the content.
+    pub content: Duration,
+    /// The reply to the end of the data. If it is cut short, mail is sent twice.
+    pub dot: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        let minutes = |n: u64| Duration::from_secs(n * 60);
+        Timeouts {
+            connect: Duration::from_secs(30),
+            tls: Duration::from_secs(60),
+            banner: minutes(5),
+            ehlo: minutes(5),
+            mail: minutes(5),
+            rcpt: minutes(5),
+            envelope: minutes(15),
+            data: minutes(2),
+            block: minutes(3),
+            content: minutes(60),
+            dot: minutes(10),
+        }
+    }
+}
+
+/// What the client can be told by configuration.
+#[derive(Clone, Debug)]
+pub struct SmtpConfig {
+    /// Our name in EHLO.
+    pub hostname: Arc<str>,
+    /// Port of MX hosts. 25 but for tests.
+    pub mx_port: u16,
+    pub timeouts: Timeouts,
+    /// For verified TLS.
+    pub trust_anchors: TrustAnchors,
+    /// MX hosts may have loopback, private and other special addresses.
+    pub allow_private: bool,
+    /// Connections kept idle, in all.
+    pub pool_size: usize,
+    /// How long a connection is kept idle.
+    pub pool_idle: Duration,
+    /// Recipients in one transaction. RFC 5321 s. 4.5.3.1.8 lets servers refuse more than 100.
+    pub recipients_per_transaction: usize,
+    /// Addresses tried for one job.
+    pub max_addresses: usize,
+    /// How long a host whose TLS is broken is sent to in clear at once.
+    pub broken_tls_memory: Duration,
+    /// How long an address that took no connection is tried after the others.
+    pub dead_host_memory: Duration,
+}
+
+impl SmtpConfig {
+    /// Defaults for a gateway of this name.
+    pub fn new(hostname: impl Into<Arc<str>>) -> Self {
+        SmtpConfig {
+            hostname: hostname.into(),
+            mx_port: 25,
+            timeouts: Timeouts::default(),
+            trust_anchors: TrustAnchors::default(),
+            allow_private: false,
+            pool_size: 1000,
+            pool_idle: Duration::from_secs(15),
+            recipients_per_transaction: 100,
+            max_addresses: 10,
+            broken_tls_memory: Duration::from_secs(3600),
+            dead_host_memory: Duration::from_secs(60),
+        }
+    }
+}
+
+/// The SMTP client.
+pub struct Smtp {
+    config: SmtpConfig,
+    resolver: Arc<DnsResolver>,
+    clock: Arc<dyn Clock>,
+    tls: TlsClient,
+    pool: Arc<Pool>,
+    /// Addresses whose TLS does not work, and which take no connection.
+    broken_tls: Memory,
+    dead: Memory,
+}
+
+/// A host and one of its addresses.
+#[derive(Clone, Copy, Debug)]
+struct Candidate<'a> {
+    host: &'a str,
+    peer: SocketAddr,
+}
+
+impl Smtp {
+    /// `resolver` finds the addresses of endpoints; those of MX hosts come with the job.
+    pub fn new(
+        config: SmtpConfig,
+        resolver: Arc<DnsResolver>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, TlsSetupError> {
+        Ok(Smtp {
+            tls: TlsClient::new(&config.trust_anchors)?,
+            pool: Pool::new(config.pool_size, config.pool_idle),
+            broken_tls: Memory::new(config.broken_tls_memory),
+            dead: Memory::new(config.dead_host_memory),
+            config,
+            resolver,
+            clock,
+        })
+    }
+
+    /// Connections at rest.
+    pub fn idle_connections(&self) -> usize {
+        self.pool.len()
+    }
+
+    /// Takes leave of all idle connections, as before the process ends.
+    pub async fn close_idle(&self) {
+        self.pool.close().await;
+    }
+
+    /// The addresses of the job's target in the order to be tried: of the right family for the
+    /// source, allowed, and those that took no connection lately last.
+    async fn candidates<'j>(&self, job: &'j Job) -> Result<Vec<Candidate<'j>>, Outcome> {
+        let mut all = Vec::new();
+        let allow_private = match &job.target {
+            Target::Mx(destination) => {
+                for host in &destination.hosts {
+                    all.extend(host.addresses.iter().map(|ip| Candidate {
+                        host: &host.name,
+                        peer: SocketAddr::new(*ip, self.config.mx_port),
+                    }));
+                }
+                self.config.allow_private
+            }
+            Target::Endpoint(endpoint) => {
+                let found = self.resolver.host_addresses(&endpoint.host).await?;
+                all.extend(found.into_iter().map(|ip| Candidate {
+                    host: &endpoint.host,
+                    peer: SocketAddr::new(ip, endpoint.port),
+                }));
+                endpoint.allow_private
+            }
+        };
+        if !allow_private {
+            all.retain(|c| is_public(c.peer.ip()));
+            if all.is_empty() {
+                return Err(Outcome::from_fault(Stage::Dns, Fault::ForbiddenAddress));
+            }
+        }
+        if let Some(source) = job.source {
+            all.retain(|c| same_family(c.peer.ip(), source));
+            if all.is_empty() {
+                return Err(Outcome::from_fault(Stage::Connect, Fault::ConnectRefused)
+                    .with_detail(format!("no address of the family of the source {source}")));
+            }
+        }
+        if !self.dead.is_empty() {
+            all.sort_by_key(|c| self.dead.has(&c.peer));
+        }
+        all.truncate(self.config.max_addresses);
+        Ok(all)
+    }
+}
+
+fn same_family(a: IpAddr, b: IpAddr) -> bool {
+    a.is_ipv4() == b.is_ipv4()
+}
+
+impl Transport for Smtp {
+    fn deliver(&self, job: Job) -> Fut<'_, HandOff> {
+        Box::pin(async move { delivery::deliver(self, &job).await })
+    }
+}

@@ -1,0 +1,418 @@
+//! One attempt for the recipients of a job: finds a host that takes the transaction, and
+//! makes as many transactions as it takes.
+//!
+//! Invariants: each recipient of the job gets exactly one outcome; a host failure leads to the
+//! next address, and to the recipients only when there is none left; a pooled
+//! connection that turns out to be dead before MAIL was answered is not held against
+//! anybody: the transaction is made again, once, over a new one.
+
+use std::sync::Arc;
+
+use tidegate_mail::{Enhanced, Fault, Hop, Outcome, Stage, Verdict};
+use tidegate_queue::ports::{Hand, HandOff, Job, Target, TlsMode};
+use tokio::time::Instant;
+
+use super::body;
+use super::command;
+use super::fitness::{self, Peer, Unfit};
+use super::pool::{self, Identity, Key};
+use super::session::{self, Call, Failure, Session};
+use super::transaction::{self, Mail, Next, deferred};
+use super::{Candidate, Smtp};
+
+/// Makes the attempt.
+pub async fn deliver(smtp: &Smtp, job: &Job) -> HandOff {
+    let mut delivery = Delivery {
+        smtp,
+        job,
+        outcomes: vec![None; job.recipients.len()],
+        hop: Hop::nowhere(smtp.clock.now()),
+        begun: Instant::now(),
+    };
+    let host_failure = match delivery.run().await {
+        Ok(()) => false,
+        Err(Stop::ForAll(outcome)) => {
+            delivery.settle(&outcome);
+            false
+        }
+        Err(Stop::NoHost(outcome)) => {
+            delivery.settle(&outcome);
+            true
+        }
+    };
+    delivery.hand_off(host_failure)
+}
+
+struct Delivery<'a> {
+    smtp: &'a Smtp,
+    job: &'a Job,
+    outcomes: Vec<Option<Outcome>>,
+    hop: Hop,
+    begun: Instant,
+}
+
+/// Why there is nothing more to be done.
+enum Stop {
+    /// For reasons of the message.
+    ForAll(Outcome),
+    /// No host could be talked to.
+    NoHost(Outcome),
+}
+
+/// How the transactions on a connection ended.
+enum Done {
+    Finished,
+    /// The connection was dead, and nobody has had an answer.
+    Stale,
+}
+
+/// An open connection and where it goes back to.
+struct Held {
+    session: Session,
+    key: Key,
+    identity: Identity,
+}
+
+impl Delivery<'_> {
+    fn settle(&mut self, outcome: &Outcome) {
+        for slot in &mut self.outcomes {
+            if slot.is_none() {
+                *slot = Some(outcome.clone());
+            }
+        }
+    }
+
+    fn hand_off(mut self, host_failure: bool) -> HandOff {
+        let took = self.begun.elapsed().as_millis();
+        self.hop.duration_ms = u32::try_from(took).unwrap_or(u32::MAX);
+        let hop = Arc::new(self.hop);
+        let results = self
+            .job
+            .recipients
+            .iter()
+            .zip(self.outcomes)
+            .map(|(recipient, outcome)| Hand {
+                index: recipient.index,
+                hop: hop.clone(),
+                // `run` leaves nobody without; if it did, another attempt is the safe reading.
+                outcome: outcome
+                    .unwrap_or_else(|| Outcome::from_fault(Stage::Local, Fault::RelayUnavailable)),
+            })
+            .collect();
+        HandOff {
+            results,
+            host_failure,
+        }
+    }
+
+    async fn run(&mut self) -> Result<(), Stop> {
+        self.refuse_unsafe()?;
+        let unreadable = |detail: String| {
+            let outcome = Outcome::from_fault(Stage::Local, Fault::ContentUnreadable);
+            Stop::ForAll(outcome.with_detail(detail))
+        };
+        let first = body::block(&*self.job.content, 0)
+            .await
+            .map_err(unreadable)?;
+        let candidates = self.smtp.candidates(self.job).await.map_err(|outcome| {
+            if outcome.verdict == Verdict::Permanent {
+                Stop::ForAll(outcome)
+            } else {
+                Stop::NoHost(outcome)
+            }
+        })?;
+        let mut failed: Option<(Outcome, Hop)> = None;
+        for candidate in candidates {
+            let mut fresh = false;
+            loop {
+                let opened = self.obtain(candidate, fresh).await;
+                let ended = match opened {
+                    Ok((held, reused)) => self.transactions(held, reused && !fresh, &first).await,
+                    Err(outcome) => Err(outcome),
+                };
+                match ended {
+                    Ok(Done::Finished) => return Ok(()),
+                    Ok(Done::Stale) => {
+                        tracing::debug!(host = candidate.host, "a kept connection was dead");
+                        fresh = true;
+                    }
+                    Err(outcome) => {
+                        tracing::debug!(
+                            host = candidate.host,
+                            peer = %candidate.peer,
+                            outcome = %outcome.text(),
+                            "host failure"
+                        );
+                        let ourselves = outcome.fault == Some(Fault::LoopsToSelf);
+                        if failed
+                            .as_ref()
+                            .is_none_or(|(so_far, _)| tells_more(&outcome, so_far))
+                        {
+                            failed = Some((outcome, self.hop.clone()));
+                        }
+                        if ourselves {
+                            // What comes behind ourselves must not be tried (RFC 5321 s. 5.1).
+                            return Err(self.no_host(failed));
+                        }
+                        break;
+                    }
+                }
+            }
+        }
+        Err(self.no_host(failed))
+    }
+
+    fn no_host(&mut self, failed: Option<(Outcome, Hop)>) -> Stop {
+        match failed {
+            Some((outcome, hop)) => {
+                self.hop = hop;
+                if outcome.verdict == Verdict::Permanent {
+                    Stop::ForAll(outcome)
+                } else {
+                    Stop::NoHost(outcome)
+                }
+            }
+            // A destination always has an address; an empty one is asked for again.
+            None => Stop::NoHost(Outcome::from_fault(Stage::Dns, Fault::DnsUnavailable)),
+        }
+    }
+
+    /// Addresses that could end a command never get near one.
+    fn refuse_unsafe(&mut self) -> Result<(), Stop> {
+        let bad = |status: Enhanced| Outcome {
+            verdict: Verdict::Permanent,
+            status,
+            ..Outcome::from_fault(Stage::Local, Fault::NoSuchDomain)
+                .with_detail("the address has control characters")
+        };
+        let from = self.job.reverse_path.as_ref();
+        if from.is_some_and(|a| !command::is_safe(a)) {
+            return Err(Stop::ForAll(bad(Enhanced::new(5, 1, 7))));
+        }
+        for (slot, to) in self.outcomes.iter_mut().zip(&self.job.recipients) {
+            if !command::is_safe(&to.recipient.address) {
+                *slot = Some(bad(Enhanced::new(5, 1, 3)));
+            }
+        }
+        if self.outcomes.iter().all(Option::is_some) {
+            // Nobody to connect for; the outcome given here reaches nobody either.
+            return Err(Stop::ForAll(bad(Enhanced::new(5, 1, 3))));
+        }
+        Ok(())
+    }
+
+    /// How connections for this job are protected. REQUIRETLS wants a verified one at
+    /// least (RFC 8689 s. 4.2.1).
+    fn tls_mode(&self) -> TlsMode {
+        let mode = match &self.job.target {
+            Target::Mx(_) => TlsMode::Opportunistic,
+            Target::Endpoint(endpoint) => endpoint.tls,
+        };
+        match mode {
+            TlsMode::Opportunistic if self.job.requiretls => TlsMode::StartTls,
+            mode => mode,
+        }
+    }
+
+    fn identity(&self, host: &str, tls: TlsMode) -> Identity {
+        match &self.job.target {
+            Target::Endpoint(endpoint) => Identity::Endpoint(endpoint.clone()),
+            Target::Mx(_) if tls == TlsMode::StartTls => Identity::Host(host.to_owned()),
+            Target::Mx(_) => Identity::Anyone,
+        }
+    }
+
+    /// A connection to the candidate, kept or new; the error is a host failure.
+    async fn obtain(
+        &mut self,
+        candidate: Candidate<'_>,
+        fresh: bool,
+    ) -> Result<(Held, bool), Outcome> {
+        let tls = self.tls_mode();
+        let key = Key {
+            peer: candidate.peer,
+            source: self.job.source,
+            tls,
+        };
+        let identity = self.identity(candidate.host, tls);
+        let kept = if fresh {
+            None
+        } else {
+            self.smtp.pool.take(&key, &identity).await
+        };
+        let reused = kept.is_some();
+        let opened = match kept {
+            Some(session) => Ok(session),
+            None => self.open(candidate, tls).await,
+        };
+        let (source, info) = match &opened {
+            Ok(session) => (session.source, session.tls.clone()),
+            Err(failure) => (failure.source, failure.tls.clone()),
+        };
+        self.hop.host = Some(candidate.host.to_owned());
+        self.hop.peer = Some(candidate.peer);
+        self.hop.source = source;
+        self.hop.tls = info;
+        match opened {
+            Ok(session) => Ok((
+                Held {
+                    session,
+                    key,
+                    identity,
+                },
+                reused,
+            )),
+            Err(failure) => Err(self.read_failure(failure)),
+        }
+    }
+
+    fn read_failure(&self, failure: Failure) -> Outcome {
+        let outcome = failure.outcome;
+        if self.job.requiretls && outcome.fault == Some(Fault::TlsRequired) {
+            return Outcome {
+                reply: outcome.reply,
+                ..Outcome::from_fault(outcome.stage, Fault::RequireTlsUnsupported)
+            };
+        }
+        outcome
+    }
+
+    async fn open(&self, candidate: Candidate<'_>, tls: TlsMode) -> Result<Session, Failure> {
+        let peer = candidate.peer;
+        let smtp = self.smtp;
+        let (auth, detect_self) = match &self.job.target {
+            Target::Mx(_) => (None, true),
+            Target::Endpoint(endpoint) => (endpoint.auth.as_ref(), false),
+        };
+        let opportunistic = tls == TlsMode::Opportunistic;
+        let mut call = Call {
+            hostname: &smtp.config.hostname,
+            host: candidate.host,
+            peer,
+            source: self.job.source,
+            tls,
+            skip_starttls: opportunistic && smtp.broken_tls.has(&peer),
+            auth,
+            detect_self,
+        };
+        let mut opened = session::open(call, &smtp.tls, &smtp.config.timeouts).await;
+        if let Err(failure) = &opened
+            && failure.broken_tls
+            && opportunistic
+        {
+            tracing::info!(
+                host = candidate.host,
+                %peer,
+                detail = failure.outcome.detail.as_deref().unwrap_or(""),
+                "TLS is broken there; sending in clear"
+            );
+            smtp.broken_tls.add(peer);
+            call.skip_starttls = true;
+            opened = session::open(call, &smtp.tls, &smtp.config.timeouts).await;
+        }
+        match &opened {
+            Err(failure) if failure.outcome.stage == Stage::Connect => smtp.dead.add(peer),
+            _ => smtp.dead.forget(&peer),
+        }
+        opened
+    }
+
+    /// As many transactions as it takes on this connection. The error is a host failure.
+    async fn transactions(
+        &mut self,
+        mut held: Held,
+        reused: bool,
+        first: &bytes::Bytes,
+    ) -> Result<Done, Outcome> {
+        let job = self.job;
+        let smtp = self.smtp;
+        let peer = Peer {
+            caps: &held.session.caps,
+            tls: held.session.tls.as_ref(),
+        };
+        let parameters = match fitness::parameters(job, peer, &mut self.outcomes).await {
+            Ok(parameters) => parameters,
+            Err(Unfit::Host(outcome)) => {
+                self.put_back(held);
+                return Err(outcome);
+            }
+            Err(Unfit::Message(outcome)) => {
+                self.settle(&outcome);
+                self.put_back(held);
+                return Ok(Done::Finished);
+            }
+        };
+        let mail = Mail {
+            job,
+            parameters,
+            first: first.clone(),
+        };
+        let mut pending: Vec<usize> = (0..self.outcomes.len())
+            .filter(|n| self.outcomes[*n].is_none())
+            .collect();
+        let most = smtp
+            .config
+            .recipients_per_transaction
+            .min(held.session.caps.rcpt_max.unwrap_or(usize::MAX))
+            .max(1);
+        let mut first_transaction = true;
+        while !pending.is_empty() {
+            let batch = pending.len().min(most);
+            let session = &mut held.session;
+            let ended = transaction::transact(
+                &mut session.wire,
+                &session.caps,
+                &smtp.config.timeouts,
+                &mail,
+                &pending[..batch],
+                session.dirty,
+                &mut self.outcomes,
+            )
+            .await;
+            session.messages = session.messages.saturating_add(1);
+            match ended.next {
+                Next::Ready { dirty } => {
+                    session.dirty = dirty;
+                    pending.splice(..batch, ended.again);
+                }
+                Next::Refused { outcome, dirty } => {
+                    session.dirty = dirty;
+                    self.settle(&outcome);
+                    break;
+                }
+                Next::Gone(outcome) => {
+                    // Those who were not in this transaction are not to blame for its end.
+                    self.settle(&deferred(outcome));
+                    return Ok(Done::Finished);
+                }
+                Next::Unanswered(_) if reused && first_transaction => return Ok(Done::Stale),
+                Next::Unanswered(outcome) => {
+                    self.settle(&outcome);
+                    return Ok(Done::Finished);
+                }
+            }
+            first_transaction = false;
+        }
+        self.put_back(held);
+        Ok(Done::Finished)
+    }
+
+    fn put_back(&self, held: Held) {
+        let allowed = self
+            .job
+            .messages_per_connection
+            .min(held.session.caps.mail_max.unwrap_or(u16::MAX));
+        if held.session.messages < allowed {
+            self.smtp.pool.put(held.key, held.identity, held.session);
+        } else {
+            pool::leave(held.session);
+        }
+    }
+}
+
+/// Which of two host failures is reported: one that can pass before one that can't, then
+/// one with the peer's words, then the later.
+fn tells_more(new: &Outcome, old: &Outcome) -> bool {
+    let rank = |o: &Outcome| (o.verdict == Verdict::Temporary, o.reply.is_some());
+    rank(new) >= rank(old)
+}
