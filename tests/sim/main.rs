@@ -1,0 +1,15 @@
+//! The engine on stepped time: 48 hours of retries in milliseconds, on the real embedded
+//! store, against a world picked by a seed.
+//!
+//! A failure prints its seed; `TIDEGATE_SIM_SEED=n` runs that one alone, and
+//! `TIDEGATE_SIM_COUNT=n` runs more of them.
+
+mod check;
+mod clock;
+mod crash;
+mod random;
+mod scenario;
+mod world;
+
+mod lifetimes;
+mod seeds;

@@ -1,0 +1,182 @@
+//! One gateway in one world: submit, let time pass, crash, look.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use tidegate_mail::header::HeaderBlock;
+use tidegate_mail::{Address, BodyType, Envelope, Notify, Recipient, Reply, Timestamp};
+use tidegate_queue::directory::{Server, Tenant};
+use tidegate_queue::*;
+
+use crate::clock::SimClock;
+use crate::crash::{Crash, FaultyStore};
+use crate::world::{ByName, World};
+
+pub const START: Timestamp = Timestamp::from_secs(1_795_489_500);
+
+pub struct Scenario {
+    pub clock: Arc<SimClock>,
+    pub world: Arc<World>,
+    engine: Option<Arc<Engine>>,
+    pub crash: Arc<Crash>,
+    settings: Settings,
+    policy: Arc<dyn Policy>,
+    dir: tempfile::TempDir,
+}
+
+/// A submission in a few words.
+pub struct Mail<'a> {
+    /// Empty: the null reverse-path.
+    pub from: &'a str,
+    pub to: &'a [(&'a str, Notify)],
+    pub headers: &'a str,
+    pub bulk: bool,
+}
+
+impl Scenario {
+    pub async fn new() -> Self {
+        Scenario::with(Settings::default(), Arc::new(ByName::default())).await
+    }
+
+    pub async fn with(mut settings: Settings, policy: Arc<dyn Policy>) -> Self {
+        settings.hostname = "gateway.test".into();
+        let clock = Arc::new(SimClock::new(START));
+        let world = World::new(clock.clone());
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let crash = Arc::new(Crash::default());
+        let store = FaultyStore::open(dir.path().into(), crash.clone()).await;
+        let engine = open_engine(&settings, &clock, &world, &policy, store).await;
+        Scenario {
+            clock,
+            world,
+            engine: Some(engine),
+            crash,
+            settings,
+            policy,
+            dir,
+        }
+    }
+
+    pub fn engine(&self) -> &Arc<Engine> {
+        self.engine.as_ref().expect("the gateway runs")
+    }
+
+    pub fn store(&self) -> Arc<dyn Store> {
+        self.engine().store().clone()
+    }
+
+    /// Throws the gateway's memory away and starts it again on what is on the disk.
+    pub async fn restart(&mut self) {
+        self.engine = None;
+        self.crash.disarm();
+        let store = FaultyStore::open(self.dir.path().into(), self.crash.clone()).await;
+        let engine = open_engine(
+            &self.settings,
+            &self.clock,
+            &self.world,
+            &self.policy,
+            store,
+        )
+        .await;
+        self.engine = Some(engine);
+    }
+
+    pub async fn submit(&self, mail: Mail<'_>) -> (tidegate_mail::MessageId, Reply) {
+        let id = self.engine().new_id();
+        let text = format!(
+            "From: <{}>\r\nSubject: sim {id}\r\nMessage-ID: <{id}@crm.test>\r\n{}\r\nhello {id}\r\n",
+            mail.from, mail.headers
+        );
+        let submission = Submission {
+            id,
+            tenant: "acme".into(),
+            origin: Origin::default(),
+            bulk: mail.bulk,
+            envelope: Envelope {
+                reverse_path: (!mail.from.is_empty())
+                    .then(|| Address::parse(mail.from).expect("a valid sender")),
+                envid: None,
+                ret: None,
+                body: BodyType::SevenBit,
+                smtputf8: false,
+                requiretls: false,
+                recipients: mail
+                    .to
+                    .iter()
+                    .map(|(address, notify)| Recipient {
+                        address: Address::parse(address).expect("a valid recipient"),
+                        notify: *notify,
+                        original: None,
+                    })
+                    .collect(),
+            },
+            header: HeaderBlock::parse(text.as_bytes()),
+            content: Content::Memory(Bytes::from(text)),
+        };
+        (id, self.engine().submit(submission).await)
+    }
+
+    /// Lets time pass until `end`, step by step; returns the number of steps.
+    pub async fn run_until(&self, end: Timestamp) -> u32 {
+        let mut steps = 0;
+        loop {
+            let now = self.clock.now();
+            let next = self.engine().run_due(now).await;
+            steps += 1;
+            assert!(steps < 200_000, "time does not move on");
+            if self.crash.happened() || next >= end {
+                self.clock.set(end.max(now));
+                return steps;
+            }
+            self.clock.set(next.max(now.plus(Duration::from_millis(1))));
+        }
+    }
+
+    pub async fn pass(&self, time: Duration) -> u32 {
+        self.run_until(self.clock.now().plus(time)).await
+    }
+}
+
+async fn open_engine(
+    settings: &Settings,
+    clock: &Arc<SimClock>,
+    world: &Arc<World>,
+    policy: &Arc<dyn Policy>,
+    store: Arc<FaultyStore>,
+) -> Arc<Engine> {
+    let tenant = Tenant {
+        id: "acme".into(),
+        domains: vec!["acme.test".into()],
+        relays: vec![],
+        suspended: false,
+        bulk_suspended: false,
+    };
+    let server = Server {
+        tenant: "acme".into(),
+        name: "own".into(),
+        host: "own-server.test".into(),
+        port: 25,
+        tls: TlsMode::None,
+        user: None,
+        sealed_password: None,
+    };
+    let directory = Directory::new(vec![tenant], vec![], vec![server], vec![]);
+    Engine::open(Parts {
+        settings: settings.clone(),
+        store,
+        clock: clock.clone(),
+        resolver: world.clone(),
+        transport: world.clone(),
+        policy: policy.clone(),
+        sinks: HashMap::new(),
+        directory: Arc::new(ArcSwap::from_pointee(directory)),
+        unseal: Arc::new(|_| None),
+        node: 0,
+    })
+    .await
+    .expect("the engine opens")
+}
