@@ -1,1 +1,55 @@
-fn main() {}
+//! Tasks of the project, so that nobody needs to remember a command line: `cargo xtask --help`.
+
+mod bench;
+mod demo;
+mod host;
+mod plugins;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, shows, tests and measures Tidegate.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Shows the gateway at work on this machine, from submission to log, and stops by itself.
+    Demo(demo::Arguments),
+    /// Installs what is missing, builds everything and runs every check and test.
+    Test(test::Arguments),
+    /// Builds the policies under plugins/ as WebAssembly.
+    Plugins,
+    /// Measures.
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Relaying on loopback: rate, CPU, memory and latency, beside Postfix where installed.
+    Relay(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    let done = match Arguments::parse().task {
+        Task::Demo(arguments) => demo::run(&arguments),
+        Task::Test(arguments) => test::run(&arguments),
+        Task::Plugins => plugins::build(&host::root()).map(drop),
+        Task::Bench(Bench::Relay(arguments)) => bench::run(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain of causes; a backtrace helps nobody here.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
