@@ -45,7 +45,7 @@ pub async fn check(scenario: &Scenario, rules: Rules<'_>) {
         for recipient in &report.recipients {
             if recipient.action == dsn::Action::Failed {
                 *notices
-                    .entry((about.clone(), recipient.final_recipient.clone()))
+                    .entry((about.clone(), address(&recipient)))
                     .or_default() += 1;
             }
         }
@@ -103,6 +103,13 @@ pub async fn check(scenario: &Scenario, rules: Rules<'_>) {
             assert_eq!(copies, of_kind(&[EventKind::Delivered]), "copies of {p:?}");
         }
     }
+}
+
+fn address(of: &dsn::ReportRecipient) -> String {
+    of.address
+        .as_ref()
+        .map(|a| a.address.clone())
+        .unwrap_or_default()
 }
 
 /// The queue id in the Subject of a simulated mail.

@@ -83,8 +83,11 @@ async fn an_unreachable_destination_is_retried_for_48_hours_and_reported() {
     assert_eq!(notices[0].recipients[0].action, dsn::Action::Delayed);
     let failed = &notices[1].recipients[0];
     assert_eq!(failed.action, dsn::Action::Failed);
-    assert_eq!(failed.status.to_string(), "4.4.7");
-    assert_eq!(failed.final_recipient, "someone@x.test");
+    assert_eq!(failed.status.expect("a status").to_string(), "4.4.7");
+    assert_eq!(
+        failed.address.as_ref().expect("an address").address,
+        "someone@x.test"
+    );
 }
 
 #[tokio::test]
@@ -317,7 +320,7 @@ async fn mixed_routes_are_answered_as_the_contract_says() {
         .iter()
         .filter_map(|d| dsn::parse(&d.content))
         .flat_map(|report| report.recipients)
-        .map(|r| r.final_recipient)
+        .map(|r| r.address.expect("an address").address)
         .collect();
     failed.sort();
     assert_eq!(failed, ["n@no-x.test", "s@own-x.test"]);

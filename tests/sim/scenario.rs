@@ -1,7 +1,6 @@
 //! One gateway in one world: submit, let time pass, crash, look.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -30,6 +30,8 @@ pub struct Settings {
     pub retention: Duration,
     /// Largest original message that a RET=FULL notice returns, bytes.
     pub dsn_return_limit: usize,
+    /// How notices read where a tenant has no wording of its own.
+    pub wording: tidegate_mail::dsn::Wording,
     /// Whether passthrough servers may have loopback or private addresses.
     pub allow_private_destinations: bool,
     /// Names of exporters with an active sink.
@@ -60,6 +62,7 @@ impl Default for Settings {
             record_header: None,
             retention: Duration::from_secs(7 * 24 * 3600),
             dsn_return_limit: 50_000,
+            wording: tidegate_mail::dsn::Wording::default(),
             allow_private_destinations: false,
             exporters: Vec::new(),
             campaign_header: None,

@@ -9,12 +9,11 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use tidegate_mail::dsn::Kind;
 use tidegate_mail::event::Detail;
 use tidegate_mail::recipient::{Input, step};
 use tidegate_mail::{
-    BodyType, Envelope, Event, EventKind, MessageId, Notify as NotifyParam, Owes, Recipient,
-    RecipientState, TrafficClass,
+    Event, EventKind, MessageId, Owes, RecipientState, TrafficClass,
 };
 use tokio::sync::Notify;
 
@@ -125,24 +124,13 @@ impl Engine {
         let now = self.now();
         let id = self.ids.next(now);
         let (event, pays) = self.payments(about, kind, recipients, id)?;
-        let content = Bytes::from(self.compose(about, kind, recipients, id).await);
-        let envelope = Arc::new(Envelope {
-            reverse_path: None,
-            envid: None,
-            ret: None,
-            body: if content.is_ascii() {
-                BodyType::SevenBit
-            } else {
-                BodyType::EightBitMime
-            },
-            smtputf8: sender.is_international(),
-            requiretls: false,
-            recipients: vec![Recipient {
-                address: sender,
-                notify: NotifyParam::Absent,
-                original: None,
-            }],
-        });
+        let Some(dsn_kind) = Kind::of(kind) else {
+            return Ok(());
+        };
+        let (envelope, content) = self
+            .compose(about, &sender, dsn_kind, recipients, id)
+            .await;
+        let envelope = Arc::new(envelope);
         let promise = Arc::new(self.parts.settings.ceilings.promise(
             &Managed::default(),
             TrafficClass::Transactional,
@@ -158,7 +146,7 @@ impl Engine {
             promise: promise.clone(),
         }];
         let keys = LogKeys {
-            message_id: None,
+            message_id: Some(format!("{id}@{}", self.parts.settings.hostname)),
             record: about.keys.record.clone(),
             subject: Some(match kind {
                 Owes::Delay => format!("Delay notice for {}", about.id),

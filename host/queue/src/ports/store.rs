@@ -301,6 +301,18 @@ pub trait Store: Send + Sync + 'static {
     fn shaping_state(&self) -> Fut<'_, StoreResult<Option<(u64, Bytes)>>>;
     /// Compare and swap: `false` if the stored version is no longer `expected` (0: none).
     fn set_shaping_state(&self, expected: u64, state: Bytes) -> Fut<'_, StoreResult<bool>>;
+
+    /// Gives back the space of a finished content that will not be accepted (the message
+    /// was refused or passed through). Without this it is freed after an hour at a sweep.
+    fn discard(&self, content: Content) {
+        let _ = content;
+    }
+
+    /// Syncs what is committed, ends the writer and gives up the database: the same
+    /// place can be opened again. Later calls fail.
+    fn close(&self) -> Fut<'_, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// A message that was handed off within its submission: only that is recorded.
