@@ -1,0 +1,394 @@
+//! Reading the delivery log: the export stream and the search for a message.
+//!
+//! The log is kept in three tables per UTC day, dropped whole when it is old enough:
+//! `event_D` (each step, numbered over all days), `mail_D` (what identifies a message,
+//! under the day of its queue id) and `find_D` (hashed search terms). Later events of a
+//! message lie in the tables of their own day; a timeline joins them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::RwLock;
+
+use tidegate_mail::{Event, MessageId, Timestamp};
+use tidegate_queue::{EventRecord, LogEntry, LogKeys, LogQuery, StoreResult};
+
+use crate::codec::{self, Find, find_key, same_text};
+use crate::rows::{Kind, Row, Rows, Value};
+
+/// What is known of a day's tables without reading them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Day {
+    /// Numbers of its first and last event; 0 and 0 if it has none.
+    pub first: u64,
+    pub last: u64,
+}
+
+/// The days that have tables.
+#[derive(Debug, Default)]
+pub(crate) struct Days(RwLock<BTreeMap<u32, Day>>);
+
+impl Days {
+    pub fn put(&self, day: u32, info: Day) {
+        self.write().insert(day, info);
+    }
+
+    /// Notes committed events; the day's tables exist.
+    pub fn note(&self, day: u32, first: u64, last: u64) {
+        let mut days = self.write();
+        let info = days.entry(day).or_default();
+        if info.first == 0 {
+            info.first = first;
+        }
+        info.last = info.last.max(last);
+    }
+
+    pub fn contains(&self, day: u32) -> bool {
+        self.read().contains_key(&day)
+    }
+
+    /// Forgets the days before `keep` and says which they were.
+    pub fn take_before(&self, keep: u32) -> Vec<u32> {
+        let mut days = self.write();
+        let later = days.split_off(&keep);
+        std::mem::replace(&mut *days, later).into_keys().collect()
+    }
+
+    fn all(&self) -> Vec<(u32, Day)> {
+        self.read()
+            .iter()
+            .map(|(day, info)| (*day, *info))
+            .collect()
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<u32, Day>> {
+        self.0.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<u32, Day>> {
+        self.0.write().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+const EVENT: &[Kind] = &[
+    Kind::Int,
+    Kind::Int,
+    Kind::Int,
+    Kind::Int,
+    Kind::Int,
+    Kind::Text,
+];
+const EVENT_COLUMNS: &str = "seq, at, message, idx, kind, detail";
+
+fn event(row: &Row) -> StoreResult<(u64, Event)> {
+    let event = codec::event(
+        row.int(1)?,
+        row.int(2)?,
+        row.opt_int(3)?,
+        row.int(4)?,
+        row.text(5)?,
+    )?;
+    Ok((row.int(0)? as u64, event))
+}
+
+/// A row of `mail_D`.
+struct Mail {
+    id: i64,
+    accepted_at: Timestamp,
+    tenant: String,
+    sender: String,
+    size: u64,
+    keys: LogKeys,
+    recipients: Vec<(u32, String)>,
+}
+
+const MAIL: &[Kind] = &[
+    Kind::Int,
+    Kind::Int,
+    Kind::Text,
+    Kind::Text,
+    Kind::Int,
+    Kind::Text,
+    Kind::Text,
+    Kind::Text,
+    Kind::Text,
+];
+const MAIL_COLUMNS: &str =
+    "id, accepted_at, tenant, sender, size, message_id, record, subject, recipients";
+
+fn mail(row: &Row) -> StoreResult<Mail> {
+    let own = |text: Option<&str>| text.map(str::to_owned);
+    Ok(Mail {
+        id: row.int(0)?,
+        accepted_at: Timestamp(row.int(1)?),
+        tenant: row.text(2)?.to_owned(),
+        sender: row.text(3)?.to_owned(),
+        size: row.int(4)? as u64,
+        keys: LogKeys {
+            message_id: own(row.opt_text(5)?),
+            record: own(row.opt_text(6)?),
+            subject: own(row.opt_text(7)?),
+        },
+        recipients: codec::parse("recipients in the log", row.text(8)?)?,
+    })
+}
+
+/// A JSON array of numbers, as [`Rows::numbers`] reads it.
+pub(crate) fn number_list(ids: impl Iterator<Item = i64>) -> Value {
+    use std::fmt::Write;
+    let mut text = String::from("[");
+    for id in ids {
+        if text.len() > 1 {
+            text.push(',');
+        }
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{id}");
+    }
+    text.push(']');
+    Value::Text(text)
+}
+
+async fn mails(rows: &dyn Rows, days: &Days, ids: &[i64]) -> StoreResult<HashMap<i64, Mail>> {
+    let mut by_day: BTreeMap<u32, Vec<i64>> = BTreeMap::new();
+    for id in ids {
+        let day = codec::log_day(MessageId::from_i64(*id));
+        by_day.entry(day).or_default().push(*id);
+    }
+    let mut found = HashMap::with_capacity(ids.len());
+    for (day, ids) in by_day {
+        if !days.contains(day) {
+            continue;
+        }
+        let sql = format!(
+            "SELECT {MAIL_COLUMNS} FROM mail_{day} WHERE id IN ({})",
+            rows.numbers()
+        );
+        for row in rows
+            .select(sql.into(), vec![number_list(ids.iter().copied())], MAIL)
+            .await?
+        {
+            let mail = mail(&row)?;
+            found.insert(mail.id, mail);
+        }
+    }
+    Ok(found)
+}
+
+/// Events numbered above `after`, in order, at most `max`.
+pub(crate) async fn events(
+    rows: &dyn Rows,
+    days: &Days,
+    after: u64,
+    max: u32,
+) -> StoreResult<Vec<EventRecord>> {
+    let max = max.clamp(1, 100_000) as usize;
+    let mut wanted: Vec<(u32, Day)> = days.all();
+    wanted.retain(|(_, day)| day.last > after);
+    wanted.sort_by_key(|(_, day)| day.first);
+    let mut found: Vec<(u64, Event)> = Vec::new();
+    for (day, info) in wanted {
+        if found.len() >= max && info.first > found[max - 1].0 {
+            break;
+        }
+        let sql =
+            format!("SELECT {EVENT_COLUMNS} FROM event_{day} WHERE seq > $1 ORDER BY seq LIMIT $2");
+        let args = vec![Value::Int(after as i64), Value::Int(max as i64)];
+        for row in rows.select(sql.into(), args, EVENT).await? {
+            found.push(event(&row)?);
+        }
+        found.sort_by_key(|(seq, _)| *seq);
+    }
+    found.truncate(max);
+    let mut ids: Vec<i64> = found.iter().map(|(_, e)| e.message.as_i64()).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    let mails = mails(rows, days, &ids).await?;
+    Ok(found
+        .into_iter()
+        .map(|(seq, event)| {
+            let mail = mails.get(&event.message.as_i64());
+            let recipient_address = mail.and_then(|mail| {
+                let index = event.recipient?;
+                let at = mail.recipients.binary_search_by_key(&index, |r| r.0).ok()?;
+                Some(mail.recipients[at].1.clone())
+            });
+            EventRecord {
+                seq,
+                tenant: mail.map_or(String::new(), |m| m.tenant.clone()),
+                sender: mail.map_or(String::new(), |m| m.sender.clone()),
+                recipient_address,
+                size: mail.map_or(0, |m| m.size),
+                keys: mail.map_or_else(LogKeys::default, |m| m.keys.clone()),
+                event,
+            }
+        })
+        .collect())
+}
+
+/// Whether a logged message is what the query asks for.
+fn matches(query: &LogQuery, mail: &Mail) -> bool {
+    let is = |wanted: &Option<String>, have: Option<&str>| match wanted {
+        None => true,
+        Some(wanted) => have.is_some_and(|have| same_text(wanted, have)),
+    };
+    is(&query.tenant, Some(&mail.tenant))
+        && is(&query.sender, Some(&mail.sender))
+        && is(&query.message_id, mail.keys.message_id.as_deref())
+        && is(&query.record, mail.keys.record.as_deref())
+        && query
+            .recipient
+            .as_ref()
+            .is_none_or(|wanted| mail.recipients.iter().any(|(_, r)| same_text(wanted, r)))
+        && query
+            .message
+            .is_none_or(|wanted| wanted.as_i64() == mail.id)
+        && query.since.is_none_or(|since| mail.accepted_at >= since)
+        && query.until.is_none_or(|until| mail.accepted_at <= until)
+}
+
+/// The most selective term of a query.
+fn term(query: &LogQuery) -> Option<i64> {
+    let terms = [
+        (Find::MessageId, &query.message_id),
+        (Find::Record, &query.record),
+        (Find::Recipient, &query.recipient),
+        (Find::Sender, &query.sender),
+        (Find::Tenant, &query.tenant),
+    ];
+    terms
+        .into_iter()
+        .find_map(|(find, text)| text.as_ref().map(|text| find_key(find, text)))
+}
+
+/// How many candidates are looked at in one step.
+const PAGE: usize = 256;
+
+/// Messages that match, newest first, each with its events.
+pub(crate) async fn search(
+    rows: &dyn Rows,
+    days: &Days,
+    query: LogQuery,
+) -> StoreResult<Vec<LogEntry>> {
+    let limit = match query.limit {
+        0 => 50,
+        n => n.min(1000) as usize,
+    };
+    let known = days.all();
+    let mut found: Vec<Mail> = Vec::new();
+    if let Some(id) = query.message {
+        let mails = mails(rows, days, &[id.as_i64()]).await?;
+        found.extend(mails.into_values().filter(|mail| matches(&query, mail)));
+    } else {
+        // Ids are given shortly before acceptance: a day more on either side is enough.
+        let slack = std::time::Duration::from_secs(24 * 3600);
+        let first = query.since.map_or(0, |since| since.minus(slack).day());
+        let last = query
+            .until
+            .map_or(u32::MAX, |until| until.plus(slack).day());
+        let term = term(&query);
+        for (day, _) in known.iter().rev() {
+            if *day < first || *day > last {
+                continue;
+            }
+            search_day(rows, *day, term, &query, limit, &mut found).await?;
+            if found.len() >= limit {
+                break;
+            }
+        }
+    }
+    let mut timelines = timelines(rows, &known, &found).await?;
+    Ok(found
+        .into_iter()
+        .map(|mail| LogEntry {
+            message: MessageId::from_i64(mail.id),
+            tenant: mail.tenant,
+            accepted_at: mail.accepted_at,
+            sender: mail.sender,
+            size: mail.size,
+            keys: mail.keys,
+            recipients: mail.recipients,
+            events: timelines.remove(&mail.id).unwrap_or_default(),
+        })
+        .collect())
+}
+
+async fn search_day(
+    rows: &dyn Rows,
+    day: u32,
+    term: Option<i64>,
+    query: &LogQuery,
+    limit: usize,
+    found: &mut Vec<Mail>,
+) -> StoreResult<()> {
+    let mut before = i64::MAX;
+    loop {
+        let (sql, args) = match term {
+            Some(key) => (
+                format!(
+                    "SELECT {MAIL_COLUMNS} FROM mail_{day} WHERE id IN (SELECT message
+                     FROM find_{day} WHERE term = $1 AND message < $2
+                     ORDER BY message DESC LIMIT {PAGE}) ORDER BY id DESC"
+                ),
+                vec![Value::Int(key), Value::Int(before)],
+            ),
+            None => (
+                format!(
+                    "SELECT {MAIL_COLUMNS} FROM mail_{day} WHERE id < $1
+                     ORDER BY id DESC LIMIT {PAGE}"
+                ),
+                vec![Value::Int(before)],
+            ),
+        };
+        let page = rows.select(sql.into(), args, MAIL).await?;
+        let full = page.len() == PAGE;
+        for row in &page {
+            let mail = mail(row)?;
+            before = mail.id;
+            if matches(query, &mail) {
+                found.push(mail);
+                if found.len() == limit {
+                    return Ok(());
+                }
+            }
+        }
+        if !full {
+            return Ok(());
+        }
+    }
+}
+
+/// The events of each message, over all days since it was accepted.
+async fn timelines(
+    rows: &dyn Rows,
+    known: &[(u32, Day)],
+    found: &[Mail],
+) -> StoreResult<HashMap<i64, Vec<Event>>> {
+    let mut ids: Vec<i64> = found.iter().map(|mail| mail.id).collect();
+    ids.sort_unstable();
+    let mut events: Vec<(u64, Event)> = Vec::new();
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    for (day, info) in known {
+        if info.last == 0 {
+            continue;
+        }
+        let sql = format!(
+            "SELECT {EVENT_COLUMNS} FROM event_{day} WHERE message IN ({})",
+            rows.numbers()
+        );
+        for row in rows
+            .select(sql.into(), vec![number_list(ids.iter().copied())], EVENT)
+            .await?
+        {
+            events.push(event(&row)?);
+        }
+    }
+    events.sort_by_key(|(seq, _)| *seq);
+    let mut timelines: HashMap<i64, Vec<Event>> = HashMap::new();
+    for (_, event) in events {
+        timelines
+            .entry(event.message.as_i64())
+            .or_default()
+            .push(event);
+    }
+    Ok(timelines)
+}

@@ -1,0 +1,91 @@
+//! The schema, step by step: the same numbers and names for both databases, embedded.
+
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{Connection, Executor, Row as _};
+use tidegate_queue::{StoreError, StoreResult};
+
+/// A step: number and name, and its text for each database.
+struct Step {
+    name: &'static str,
+    sqlite: &'static str,
+    postgres: &'static str,
+}
+
+macro_rules! step {
+    ($name:literal) => {
+        Step {
+            name: $name,
+            sqlite: include_str!(concat!("../../../migrations/sqlite/", $name, ".sql")),
+            postgres: include_str!(concat!("../../../migrations/postgres/", $name, ".sql")),
+        }
+    };
+}
+
+/// In order; the position is the number less one. Never changed once released.
+const STEPS: &[Step] = &[step!("0001_queue"), step!("0002_registry")];
+
+const TABLE: &str = "CREATE TABLE IF NOT EXISTS migration (
+    number BIGINT PRIMARY KEY,
+    name   TEXT NOT NULL
+)";
+const LAST: &str = "SELECT coalesce(max(number), 0) FROM migration";
+const NOTE: &str = "INSERT INTO migration (number, name) VALUES ($1, $2)";
+
+fn too_new(number: i64) -> StoreError {
+    StoreError::Conflict(format!(
+        "the database has migration {number}, this version knows {} at most: it was made by a newer version",
+        STEPS.len()
+    ))
+}
+
+fn failed(error: sqlx::Error) -> StoreError {
+    StoreError::Failed(format!("migration of the database: {error}"))
+}
+
+pub(crate) async fn sqlite(conn: &mut SqliteConnection) -> StoreResult<()> {
+    conn.execute(TABLE).await.map_err(failed)?;
+    let row = conn.fetch_one(LAST).await.map_err(failed)?;
+    let last: i64 = row.try_get(0).map_err(failed)?;
+    if last > STEPS.len() as i64 {
+        return Err(too_new(last));
+    }
+    for (number, step) in (1i64..).zip(STEPS).skip(last as usize) {
+        let mut transaction = conn.begin().await.map_err(failed)?;
+        transaction
+            .execute(sqlx::raw_sql(step.sqlite))
+            .await
+            .map_err(failed)?;
+        transaction
+            .execute(sqlx::query(NOTE).bind(number).bind(step.name))
+            .await
+            .map_err(failed)?;
+        transaction.commit().await.map_err(failed)?;
+    }
+    Ok(())
+}
+
+pub(crate) async fn postgres(conn: &mut sqlx::PgConnection) -> StoreResult<()> {
+    let mut transaction = conn.begin().await.map_err(failed)?;
+    // Two gateways may start at the same time.
+    transaction
+        .execute("SELECT pg_advisory_xact_lock(7823462348)")
+        .await
+        .map_err(failed)?;
+    transaction.execute(TABLE).await.map_err(failed)?;
+    let row = transaction.fetch_one(LAST).await.map_err(failed)?;
+    let last: i64 = row.try_get(0).map_err(failed)?;
+    if last > STEPS.len() as i64 {
+        return Err(too_new(last));
+    }
+    for (number, step) in (1i64..).zip(STEPS).skip(last as usize) {
+        transaction
+            .execute(sqlx::raw_sql(step.postgres))
+            .await
+            .map_err(failed)?;
+        transaction
+            .execute(sqlx::query(NOTE).bind(number).bind(step.name))
+            .await
+            .map_err(failed)?;
+    }
+    transaction.commit().await.map_err(failed)
+}

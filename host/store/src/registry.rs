@@ -1,0 +1,358 @@
+//! The rarely changed tables, in SQL that both databases understand: tenants,
+//! credentials, servers, relays, revisions, activations, measures, cursors and the
+//! shaping policy's state.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tidegate_queue::directory::{Credential, Relay, Server, Tenant};
+use tidegate_queue::shape::Measure;
+use tidegate_queue::{Activation, Revision, StoreError, StoreResult};
+
+use crate::codec::{json, parse};
+use crate::rows::{Kind, Rows, Stmt, Value};
+
+const BODY: &[Kind] = &[Kind::Text];
+
+async fn list<T: DeserializeOwned>(rows: &dyn Rows, sql: &'static str) -> StoreResult<Vec<T>> {
+    let found = rows.select(sql.into(), Vec::new(), BODY).await?;
+    found
+        .iter()
+        .map(|row| parse("registry", row.text(0)?))
+        .collect()
+}
+
+async fn change(rows: &dyn Rows, sql: &'static str, args: Vec<Value>) -> StoreResult<u64> {
+    let counts = rows.execute(vec![Stmt::new(sql, args)]).await?;
+    Ok(counts.first().copied().unwrap_or(0))
+}
+
+fn body<T: Serialize>(value: &T) -> StoreResult<Value> {
+    json(value).map(Value::Text)
+}
+
+pub(crate) async fn tenants(rows: &dyn Rows) -> StoreResult<Vec<Tenant>> {
+    list(rows, "SELECT body FROM tenant ORDER BY id").await
+}
+
+pub(crate) async fn put_tenant(rows: &dyn Rows, tenant: Tenant) -> StoreResult<()> {
+    let args = vec![tenant.id.clone().into(), body(&tenant)?];
+    let sql = "INSERT INTO tenant (id, body) VALUES ($1, $2)
+               ON CONFLICT (id) DO UPDATE SET body = excluded.body";
+    change(rows, sql, args).await.map(drop)
+}
+
+pub(crate) async fn remove_tenant(rows: &dyn Rows, id: String) -> StoreResult<bool> {
+    let slot = format!("routing/{id}");
+    let id = Value::Text(id);
+    let counts = rows
+        .execute(vec![
+            Stmt::new("DELETE FROM tenant WHERE id = $1", vec![id.clone()]),
+            Stmt::new("DELETE FROM credential WHERE tenant = $1", vec![id.clone()]),
+            Stmt::new("DELETE FROM server WHERE tenant = $1", vec![id]),
+            Stmt::new("DELETE FROM activation WHERE slot = $1", vec![slot.into()]),
+        ])
+        .await?;
+    Ok(counts.first().is_some_and(|n| *n > 0))
+}
+
+pub(crate) async fn credentials(rows: &dyn Rows) -> StoreResult<Vec<Credential>> {
+    list(rows, "SELECT body FROM credential ORDER BY name").await
+}
+
+pub(crate) async fn put_credential(rows: &dyn Rows, credential: Credential) -> StoreResult<()> {
+    let args = vec![
+        credential.user.clone().into(),
+        credential.tenant.clone().into(),
+        body(&credential)?,
+    ];
+    let sql = "INSERT INTO credential (name, tenant, body)
+               SELECT $1, $2, $3 WHERE EXISTS (SELECT 1 FROM tenant WHERE id = $2)
+               ON CONFLICT (name) DO UPDATE SET body = excluded.body
+               WHERE credential.tenant = excluded.tenant";
+    if change(rows, sql, args).await? == 0 {
+        return Err(StoreError::Conflict(format!(
+            "user {:?}: tenant {:?} does not exist, or the name belongs to another tenant",
+            credential.user, credential.tenant
+        )));
+    }
+    Ok(())
+}
+
+pub(crate) async fn remove_credential(rows: &dyn Rows, user: String) -> StoreResult<bool> {
+    let sql = "DELETE FROM credential WHERE name = $1";
+    Ok(change(rows, sql, vec![user.into()]).await? > 0)
+}
+
+pub(crate) async fn servers(rows: &dyn Rows) -> StoreResult<Vec<Server>> {
+    list(rows, "SELECT body FROM server ORDER BY tenant, name").await
+}
+
+pub(crate) async fn put_server(rows: &dyn Rows, server: Server) -> StoreResult<()> {
+    let args = vec![
+        server.tenant.clone().into(),
+        server.name.clone().into(),
+        body(&server)?,
+    ];
+    let sql = "INSERT INTO server (tenant, name, body)
+               SELECT $1, $2, $3 WHERE EXISTS (SELECT 1 FROM tenant WHERE id = $1)
+               ON CONFLICT (tenant, name) DO UPDATE SET body = excluded.body";
+    if change(rows, sql, args).await? == 0 {
+        return Err(StoreError::Conflict(format!(
+            "server {:?}: tenant {:?} does not exist",
+            server.name, server.tenant
+        )));
+    }
+    Ok(())
+}
+
+pub(crate) async fn remove_server(
+    rows: &dyn Rows,
+    tenant: String,
+    name: String,
+) -> StoreResult<bool> {
+    let sql = "DELETE FROM server WHERE tenant = $1 AND name = $2";
+    Ok(change(rows, sql, vec![tenant.into(), name.into()]).await? > 0)
+}
+
+pub(crate) async fn relays(rows: &dyn Rows) -> StoreResult<Vec<Relay>> {
+    list(rows, "SELECT body FROM relay ORDER BY name").await
+}
+
+pub(crate) async fn put_relay(rows: &dyn Rows, relay: Relay) -> StoreResult<()> {
+    let args = vec![relay.name.clone().into(), body(&relay)?];
+    let sql = "INSERT INTO relay (name, body) VALUES ($1, $2)
+               ON CONFLICT (name) DO UPDATE SET body = excluded.body";
+    change(rows, sql, args).await.map(drop)
+}
+
+pub(crate) async fn remove_relay(rows: &dyn Rows, name: String) -> StoreResult<bool> {
+    let sql = "DELETE FROM relay WHERE name = $1";
+    Ok(change(rows, sql, vec![name.into()]).await? > 0)
+}
+
+pub(crate) async fn put_revision(
+    rows: &dyn Rows,
+    revision: Revision,
+    component: Bytes,
+) -> StoreResult<()> {
+    let args = vec![
+        revision.digest.clone().into(),
+        revision.uploaded_at.as_millis().into(),
+        body(&revision)?,
+        Value::Blob(component.into()),
+    ];
+    let sql = "INSERT INTO revision (digest, uploaded_at, body, component)
+               VALUES ($1, $2, $3, $4) ON CONFLICT (digest) DO NOTHING";
+    change(rows, sql, args).await.map(drop)
+}
+
+pub(crate) async fn revisions(rows: &dyn Rows) -> StoreResult<Vec<Revision>> {
+    list(
+        rows,
+        "SELECT body FROM revision ORDER BY uploaded_at, digest",
+    )
+    .await
+}
+
+pub(crate) async fn component(rows: &dyn Rows, digest: String) -> StoreResult<Option<Bytes>> {
+    let sql = "SELECT component FROM revision WHERE digest = $1";
+    let mut found = rows
+        .select(sql.into(), vec![digest.into()], &[Kind::Blob])
+        .await?;
+    match found.first_mut() {
+        None => Ok(None),
+        Some(row) => Ok(Some(row.blob(0)?.into())),
+    }
+}
+
+pub(crate) async fn activate(rows: &dyn Rows, activation: Activation) -> StoreResult<()> {
+    let args = vec![
+        activation.slot.clone().into(),
+        activation.digest.clone().into(),
+        body(&activation)?,
+    ];
+    let sql = "INSERT INTO activation (slot, body)
+               SELECT $1, $3 WHERE EXISTS (SELECT 1 FROM revision WHERE digest = $2)";
+    if change(rows, sql, args).await? == 0 {
+        return Err(StoreError::Conflict(format!(
+            "no revision has the digest {:?}",
+            activation.digest
+        )));
+    }
+    Ok(())
+}
+
+pub(crate) async fn activations(rows: &dyn Rows) -> StoreResult<Vec<Activation>> {
+    list(rows, "SELECT body FROM activation ORDER BY id").await
+}
+
+pub(crate) async fn measures(rows: &dyn Rows) -> StoreResult<Vec<Measure>> {
+    list(rows, "SELECT body FROM measure ORDER BY id").await
+}
+
+pub(crate) async fn put_measure(rows: &dyn Rows, measure: Measure) -> StoreResult<()> {
+    let args = vec![measure.id.clone().into(), body(&measure)?];
+    let sql = "INSERT INTO measure (id, body) VALUES ($1, $2)
+               ON CONFLICT (id) DO UPDATE SET body = excluded.body";
+    change(rows, sql, args).await.map(drop)
+}
+
+pub(crate) async fn remove_measure(rows: &dyn Rows, id: String) -> StoreResult<bool> {
+    let sql = "DELETE FROM measure WHERE id = $1";
+    Ok(change(rows, sql, vec![id.into()]).await? > 0)
+}
+
+pub(crate) async fn cursor(rows: &dyn Rows, exporter: String) -> StoreResult<u64> {
+    let sql = "SELECT seq FROM export_cursor WHERE exporter = $1";
+    let found = rows
+        .select(sql.into(), vec![exporter.into()], &[Kind::Int])
+        .await?;
+    Ok(match found.first() {
+        None => 0,
+        Some(row) => row.int(0)? as u64,
+    })
+}
+
+pub(crate) async fn set_cursor(rows: &dyn Rows, exporter: String, seq: u64) -> StoreResult<()> {
+    let sql = "INSERT INTO export_cursor (exporter, seq) VALUES ($1, $2)
+               ON CONFLICT (exporter) DO UPDATE SET seq = excluded.seq";
+    let args = vec![exporter.into(), Value::Int(seq as i64)];
+    change(rows, sql, args).await.map(drop)
+}
+
+pub(crate) async fn shaping_state(rows: &dyn Rows) -> StoreResult<Option<(u64, Bytes)>> {
+    let sql = "SELECT version, state FROM shaping WHERE id = 1";
+    let mut found = rows
+        .select(sql.into(), Vec::new(), &[Kind::Int, Kind::Blob])
+        .await?;
+    match found.first_mut() {
+        None => Ok(None),
+        Some(row) => Ok(Some((row.int(0)? as u64, row.blob(1)?.into()))),
+    }
+}
+
+pub(crate) async fn set_shaping_state(
+    rows: &dyn Rows,
+    expected: u64,
+    state: Bytes,
+) -> StoreResult<bool> {
+    let state = Value::Blob(state.into());
+    let changed = if expected == 0 {
+        let sql = "INSERT INTO shaping (id, version, state) VALUES (1, 1, $1)
+                   ON CONFLICT (id) DO NOTHING";
+        change(rows, sql, vec![state]).await?
+    } else {
+        let sql = "UPDATE shaping SET version = version + 1, state = $1 WHERE version = $2";
+        change(rows, sql, vec![state, Value::Int(expected as i64)]).await?
+    };
+    Ok(changed > 0)
+}
+
+/// The methods of `Store` that are the same in both databases.
+macro_rules! store_methods {
+    () => {
+        fn cursor(&self, exporter: String) -> Fut<'_, StoreResult<u64>> {
+            Box::pin(registry::cursor(&self.rows, exporter))
+        }
+
+        fn set_cursor(&self, exporter: String, seq: u64) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::set_cursor(&self.rows, exporter, seq))
+        }
+
+        fn measures(&self) -> Fut<'_, StoreResult<Vec<Measure>>> {
+            Box::pin(registry::measures(&self.rows))
+        }
+
+        fn put_measure(&self, measure: Measure) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::put_measure(&self.rows, measure))
+        }
+
+        fn remove_measure(&self, id: String) -> Fut<'_, StoreResult<bool>> {
+            Box::pin(registry::remove_measure(&self.rows, id))
+        }
+
+        fn shaping_state(&self) -> Fut<'_, StoreResult<Option<(u64, Bytes)>>> {
+            Box::pin(registry::shaping_state(&self.rows))
+        }
+
+        fn set_shaping_state(&self, expected: u64, state: Bytes) -> Fut<'_, StoreResult<bool>> {
+            Box::pin(registry::set_shaping_state(&self.rows, expected, state))
+        }
+    };
+}
+
+/// The methods of `Registry`, the same in both databases.
+macro_rules! registry_methods {
+    () => {
+        fn tenants(&self) -> Fut<'_, StoreResult<Vec<Tenant>>> {
+            Box::pin(registry::tenants(&self.rows))
+        }
+
+        fn put_tenant(&self, tenant: Tenant) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::put_tenant(&self.rows, tenant))
+        }
+
+        fn remove_tenant(&self, id: String) -> Fut<'_, StoreResult<bool>> {
+            Box::pin(registry::remove_tenant(&self.rows, id))
+        }
+
+        fn credentials(&self) -> Fut<'_, StoreResult<Vec<Credential>>> {
+            Box::pin(registry::credentials(&self.rows))
+        }
+
+        fn put_credential(&self, credential: Credential) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::put_credential(&self.rows, credential))
+        }
+
+        fn remove_credential(&self, user: String) -> Fut<'_, StoreResult<bool>> {
+            Box::pin(registry::remove_credential(&self.rows, user))
+        }
+
+        fn servers(&self) -> Fut<'_, StoreResult<Vec<Server>>> {
+            Box::pin(registry::servers(&self.rows))
+        }
+
+        fn put_server(&self, server: Server) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::put_server(&self.rows, server))
+        }
+
+        fn remove_server(&self, tenant: String, name: String) -> Fut<'_, StoreResult<bool>> {
+            Box::pin(registry::remove_server(&self.rows, tenant, name))
+        }
+
+        fn relays(&self) -> Fut<'_, StoreResult<Vec<Relay>>> {
+            Box::pin(registry::relays(&self.rows))
+        }
+
+        fn put_relay(&self, relay: Relay) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::put_relay(&self.rows, relay))
+        }
+
+        fn remove_relay(&self, name: String) -> Fut<'_, StoreResult<bool>> {
+            Box::pin(registry::remove_relay(&self.rows, name))
+        }
+
+        fn put_revision(&self, revision: Revision, component: Bytes) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::put_revision(&self.rows, revision, component))
+        }
+
+        fn revisions(&self) -> Fut<'_, StoreResult<Vec<Revision>>> {
+            Box::pin(registry::revisions(&self.rows))
+        }
+
+        fn component(&self, digest: String) -> Fut<'_, StoreResult<Option<Bytes>>> {
+            Box::pin(registry::component(&self.rows, digest))
+        }
+
+        fn activate(&self, activation: Activation) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::activate(&self.rows, activation))
+        }
+
+        fn activations(&self) -> Fut<'_, StoreResult<Vec<Activation>>> {
+            Box::pin(registry::activations(&self.rows))
+        }
+    };
+}
+
+pub(crate) use {registry_methods, store_methods};

@@ -1,0 +1,600 @@
+//! The one writer: takes what waits, commits it in one transaction, answers.
+//!
+//! While a commit runs the next batch gathers; there is no timer. Contents are written
+//! and synced by the loader's thread while SQLite runs the statements; the commit is
+//! asked for once the contents are written, and calls are answered once both are on
+//! stable storage. So a row can outlive its content only if the machine stops between the
+//! two, and then it belongs to the last batch, which the next start verifies.
+//!
+//! A batch of settlements alone is committed without a sync of its own; it becomes
+//! durable with the next one, at the latest after `sync_interval`. Space that it freed is
+//! not used again before that.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::sqlite::{SqliteConnection, SqliteRow};
+use sqlx::{AssertSqlSafe, Connection, Executor, Row as _};
+use tidegate_mail::{Promise, Timestamp};
+use tidegate_queue::{Content, StoreError, StoreResult, SweepReport};
+use tokio::sync::mpsc;
+
+use super::content::{Load, Loader};
+use super::encode::{self, Batch, Param};
+use super::record::{Piece, to_ref};
+use super::rows::{bind_value, run};
+use super::segments::{Segments, fault, pieces_of};
+use super::{Reach, classify};
+use crate::codec::Item;
+use crate::gate::{Answer, Failure, MAX_BYTES, MAX_ITEMS, Op, Tally};
+use crate::log::Days;
+use crate::rows::Stmt;
+
+pub(crate) struct Writer {
+    pub conn: SqliteConnection,
+    pub segments: Arc<Segments>,
+    pub loader: Loader,
+    pub tally: Arc<Tally>,
+    pub failure: Arc<Failure>,
+    pub days: Arc<Days>,
+    pub promises: HashMap<Arc<Promise>, i64>,
+    pub next_promise: i64,
+    pub next_seq: u64,
+    pub sync_interval: Duration,
+    /// Whether the connection syncs at a commit now.
+    pub syncing: bool,
+    /// There are commits that no sync has followed.
+    pub unsynced: bool,
+    /// Freed by commits that are not synced yet.
+    pub to_free: Vec<Piece>,
+    /// Held for as long as the database is open.
+    pub _lock: std::fs::File,
+}
+
+type Waiting = (Item, Answer<()>);
+
+/// Why a batch came to nothing.
+enum Refusal {
+    /// Nothing was written; one of several calls is to blame.
+    Blame(StoreError),
+    /// Nothing was written; later batches may succeed.
+    Batch(StoreError),
+    /// What is on the disk is unknown.
+    Fatal(String),
+}
+
+impl Writer {
+    pub async fn serve(mut self, mut ops: mpsc::Receiver<Op>) {
+        loop {
+            let first = if self.unsynced {
+                match tokio::time::timeout(self.sync_interval, ops.recv()).await {
+                    Ok(op) => op,
+                    Err(_) => {
+                        self.sync().await;
+                        continue;
+                    }
+                }
+            } else {
+                ops.recv().await
+            };
+            let Some(first) = first else {
+                self.sync().await;
+                break;
+            };
+            // Callers that the last batch has just woken get to ask again first.
+            tokio::task::yield_now().await;
+            let mut next = Some(first);
+            let mut batch: Vec<Waiting> = Vec::new();
+            let (mut bytes, mut other) = (0, None);
+            while let Some(op) = next.take() {
+                match op {
+                    Op::Commit(item, answer) => {
+                        bytes += item.bytes();
+                        batch.push((*item, answer));
+                        if batch.len() < MAX_ITEMS && bytes < MAX_BYTES {
+                            next = ops.try_recv().ok();
+                        }
+                    }
+                    op => other = Some(op),
+                }
+            }
+            if !batch.is_empty() {
+                self.commit(batch).await;
+            }
+            if let Some(op) = other {
+                if let Op::Close(answer) = op {
+                    self.sync().await;
+                    let _ = self.conn.close().await;
+                    drop(self._lock);
+                    let _ = answer.send(Ok(()));
+                    return;
+                }
+                self.other(op).await;
+            }
+        }
+        let _ = self.conn.close().await;
+    }
+
+    async fn other(&mut self, op: Op) {
+        match op {
+            Op::Execute(statements, answer) => {
+                let result = self.execute(statements).await;
+                let _ = answer.send(result);
+            }
+            Op::Sync(answer) => {
+                self.sync().await;
+                let _ = answer.send(self.failure.get().map_or(Ok(()), Err));
+            }
+            Op::Sweep(keep_from, answer) => {
+                let result = self.sweep(keep_from).await;
+                let _ = answer.send(result);
+            }
+            Op::Commit(..) | Op::Close(..) => {}
+        }
+    }
+
+    async fn commit(&mut self, batch: Vec<Waiting>) {
+        if let Some(error) = self.failure.get() {
+            answer_all(batch, &error);
+            return;
+        }
+        let (items, answers): (Vec<Item>, Vec<Answer<()>>) = batch.into_iter().unzip();
+        match self.attempt(&items).await {
+            Ok(()) => {
+                for answer in answers {
+                    let _ = answer.send(Ok(()));
+                }
+            }
+            Err(Refusal::Fatal(why)) => {
+                self.withdraw(&items).await;
+                self.failure.set(&why);
+                answer_all(items.into_iter().zip(answers), &StoreError::Failed(why));
+            }
+            Err(Refusal::Blame(error)) if items.len() == 1 => {
+                answer_all(items.into_iter().zip(answers), &error);
+            }
+            // One by one, so that only the one to blame is refused.
+            Err(Refusal::Blame(_)) => {
+                for one in items.into_iter().zip(answers) {
+                    Box::pin(self.commit(vec![one])).await;
+                }
+            }
+            Err(Refusal::Batch(error)) => {
+                let waiting: Vec<Waiting> = items.into_iter().zip(answers).collect();
+                let (new, old): (Vec<Waiting>, Vec<Waiting>) = waiting
+                    .into_iter()
+                    .partition(|(item, _)| item.mail.is_some());
+                if matches!(error, StoreError::Full(_)) && !new.is_empty() && !old.is_empty() {
+                    // Deliveries may go on where new mail finds no room.
+                    answer_all(new, &error);
+                    Box::pin(self.commit(old)).await;
+                } else {
+                    answer_all(new.into_iter().chain(old), &error);
+                }
+            }
+        }
+    }
+
+    /// Reserves the space of all new contents; claims those that were streamed in.
+    async fn place(&self, items: &[Item]) -> Result<Placed, StoreError> {
+        let most = self.segments.max_record();
+        let mut placed = Placed::default();
+        let mut lengths: Vec<u32> = Vec::new();
+        for item in items {
+            if let Some(message) = &item.message
+                && let Content::Memory(bytes) = &message.content
+            {
+                let mut left = bytes.len();
+                loop {
+                    let length = left.min(most);
+                    lengths.push(length as u32);
+                    left -= length;
+                    if left == 0 {
+                        break;
+                    }
+                }
+            }
+        }
+        placed.fresh = self.segments.reserve(&lengths).await?;
+        let mut fresh = placed.fresh.iter();
+        for message in items.iter().filter_map(|item| item.message.as_ref()) {
+            match &message.content {
+                Content::Memory(bytes) => {
+                    let parts = bytes.len().div_ceil(most).max(1);
+                    let pieces: Vec<Piece> = fresh.by_ref().take(parts).copied().collect();
+                    placed.refs.push(to_ref(&pieces).0);
+                    let mut rest = bytes.clone();
+                    for (part, piece) in pieces.iter().enumerate() {
+                        let data = rest.split_to(piece.length as usize);
+                        let segments = &self.segments;
+                        placed
+                            .load
+                            .add(segments, piece, message.id, part as u32, data)
+                            .map_err(|e| fault("content", &e))?;
+                    }
+                }
+                Content::Spooled { at, .. } => {
+                    let pieces = match self.segments.claim(at) {
+                        Ok(pieces) => pieces,
+                        Err(error) => {
+                            placed.undo(&self.segments);
+                            return Err(error);
+                        }
+                    };
+                    placed
+                        .load
+                        .also_sync(&self.segments, &pieces)
+                        .map_err(|e| fault("content", &e))?;
+                    placed.refs.push(at.0.clone());
+                    placed.claimed.push(pieces);
+                }
+            }
+        }
+        Ok(placed)
+    }
+
+    async fn attempt(&mut self, items: &[Item]) -> Result<(), Refusal> {
+        let mut placed = self.place(items).await.map_err(|error| match error {
+            StoreError::Failed(why) => Refusal::Fatal(why),
+            error @ StoreError::Full(_) => Refusal::Batch(error),
+            error => Refusal::Blame(error),
+        })?;
+        let load = std::mem::take(&mut placed.load);
+        let done = self.write(items, &placed.refs, load).await;
+        match &done {
+            Ok(()) => {}
+            // What reached the disk is unknown: the space stays taken.
+            Err(Refusal::Fatal(_)) => {}
+            Err(Refusal::Blame(_)) if items.len() > 1 => placed.undo(&self.segments),
+            Err(_) => placed.give_up(&self.segments),
+        }
+        done
+    }
+
+    async fn write(&mut self, items: &[Item], refs: &[String], load: Load) -> Result<(), Refusal> {
+        let batch = encode::encode(
+            items,
+            refs,
+            &self.promises,
+            self.next_promise,
+            self.next_seq,
+        );
+        let batch = match batch {
+            Ok(Ok(batch)) => batch,
+            Ok(Err(encode::Contradiction)) => {
+                return Err(Refusal::Blame(StoreError::Conflict(
+                    "a recipient that has left the queue is settled again".into(),
+                )));
+            }
+            Err(error) => return Err(Refusal::Batch(error)),
+        };
+        let sync = !load.is_empty() || items.iter().any(Item::needs_sync);
+        let loading = (!load.is_empty()).then(|| self.loader.begin(load));
+        self.make_days(items).await?;
+        self.set_sync(sync).await?;
+        let freed = match self.run_batch(&batch).await {
+            Ok(freed) => freed,
+            Err(refusal) => {
+                self.roll_back().await;
+                return Err(refusal);
+            }
+        };
+        let synced = match loading {
+            None => None,
+            Some((written, synced)) => {
+                let written = written
+                    .await
+                    .unwrap_or_else(|_| Err(std::io::Error::other("the content thread has ended")));
+                if let Err(error) = written {
+                    self.roll_back().await;
+                    return Err(match fault("content", &error) {
+                        StoreError::Failed(why) => Refusal::Fatal(why),
+                        error => Refusal::Batch(error),
+                    });
+                }
+                Some(synced)
+            }
+        };
+        if let Err(error) = run(&mut self.conn, "COMMIT").await {
+            self.roll_back().await;
+            return Err(refuse(&error));
+        }
+        if let Some(synced) = synced {
+            let result = synced
+                .await
+                .unwrap_or_else(|_| Err(std::io::Error::other("the content thread has ended")));
+            match result {
+                Ok(syncs) => Tally::add(&self.tally.syncs, syncs),
+                Err(error) => return Err(Refusal::Fatal(format!("sync of contents: {error}"))),
+            }
+        }
+        self.note(batch, freed, sync);
+        Ok(())
+    }
+
+    /// Takes note of a batch that was committed.
+    fn note(&mut self, batch: Batch, freed: Vec<String>, sync: bool) {
+        let tally = &self.tally;
+        Tally::add(&tally.commits, 1);
+        Tally::add(&tally.messages, batch.messages);
+        Tally::add(&tally.recipients, batch.recipients);
+        Tally::sub(&tally.messages, freed.len() as u64);
+        Tally::sub(&tally.recipients, batch.removals);
+        for (day, first, last) in &batch.days {
+            self.days.note(*day, *first, *last);
+        }
+        self.next_seq = batch.next_seq;
+        self.next_promise += batch.new_promises.len() as i64;
+        self.promises.extend(batch.new_promises);
+        use std::sync::atomic::Ordering::Relaxed;
+        tally.committed.store(self.next_seq - 1, Relaxed);
+        match pieces_of(freed.iter()) {
+            Ok(pieces) => self.to_free.extend(pieces),
+            Err(error) => tracing::error!(%error, "space of a message can't be freed"),
+        }
+        if sync {
+            self.note_sync();
+        } else {
+            self.unsynced = true;
+        }
+    }
+
+    fn note_sync(&mut self) {
+        Tally::add(&self.tally.syncs, 1);
+        self.unsynced = false;
+        use std::sync::atomic::Ordering::Relaxed;
+        self.tally.synced.store(self.next_seq - 1, Relaxed);
+        let pieces = std::mem::take(&mut self.to_free);
+        self.segments.release(&pieces);
+    }
+
+    /// Runs all statements but the commit. Returns the contents that were freed.
+    async fn run_batch(&mut self, batch: &Batch) -> Result<Vec<String>, Refusal> {
+        let mut query = sqlx::query(AssertSqlSafe(batch.sql.as_str()));
+        for param in &batch.params {
+            query = match param {
+                Param::Text(text) => query.bind(text.clone()),
+                Param::Blob(blob) => query.bind(blob.clone()),
+            };
+        }
+        let rows: Vec<SqliteRow> = (&mut self.conn)
+            .fetch_all(query)
+            .await
+            .map_err(|e| refuse(&e))?;
+        let mut freed = Vec::new();
+        let (mut changed, mut removed) = (0, 0);
+        for row in rows {
+            match row.get::<i64, _>(0) {
+                1 => changed = row.get::<i64, _>(1) as u64,
+                2 => removed = row.get::<i64, _>(1) as u64,
+                _ => freed.push(row.get::<String, _>(2)),
+            }
+        }
+        if changed != batch.changes || removed != batch.removals {
+            return Err(Refusal::Blame(StoreError::Conflict(
+                "a recipient to be settled is not in the queue".into(),
+            )));
+        }
+        Ok(freed)
+    }
+
+    async fn make_days(&mut self, items: &[Item]) -> Result<(), Refusal> {
+        let mut missing: Vec<u32> = items
+            .iter()
+            .flat_map(|item| {
+                let mail = item.mail.as_ref().map(|mail| mail.day);
+                mail.into_iter().chain(item.events.iter().map(|e| e.day))
+            })
+            .filter(|day| !self.days.contains(*day))
+            .collect();
+        missing.sort_unstable();
+        missing.dedup();
+        for day in missing {
+            let sql = format!("BEGIN IMMEDIATE; {} COMMIT;", encode::create_day(day));
+            if let Err(error) = run(&mut self.conn, sql).await {
+                self.roll_back().await;
+                return Err(refuse(&error));
+            }
+            self.days.put(day, Default::default());
+        }
+        Ok(())
+    }
+
+    async fn set_sync(&mut self, sync: bool) -> Result<(), Refusal> {
+        if self.syncing != sync {
+            let sql = if sync {
+                "PRAGMA synchronous = FULL"
+            } else {
+                "PRAGMA synchronous = NORMAL"
+            };
+            run(&mut self.conn, sql).await.map_err(|e| refuse(&e))?;
+            self.syncing = sync;
+        }
+        Ok(())
+    }
+
+    async fn roll_back(&mut self) {
+        // "No transaction is active" where SQLite has rolled back by itself.
+        let _ = run(&mut self.conn, "ROLLBACK").await;
+    }
+
+    /// Syncs what was committed without, by a small commit that is.
+    async fn sync(&mut self) {
+        if !self.unsynced || self.failure.get().is_some() {
+            return;
+        }
+        let beat = Stmt::new(
+            "INSERT INTO meta (name, value) VALUES ('beat', '1') ON CONFLICT (name)
+             DO UPDATE SET value = CAST(value + 1 AS TEXT)",
+            Vec::new(),
+        );
+        if let Err(error) = self.execute(vec![beat]).await {
+            // Full: the next synced commit does it.
+            tracing::warn!(%error, "settlements could not be synced yet");
+            tokio::time::sleep(self.sync_interval).await;
+        }
+    }
+
+    async fn execute(&mut self, statements: Vec<Stmt>) -> StoreResult<Vec<u64>> {
+        if let Some(error) = self.failure.get() {
+            return Err(error);
+        }
+        let done = self.try_execute(statements).await;
+        match done {
+            Ok(counts) => {
+                Tally::add(&self.tally.commits, 1);
+                self.note_sync();
+                Ok(counts)
+            }
+            Err(refusal) => {
+                self.roll_back().await;
+                Err(match refusal {
+                    Refusal::Blame(error) | Refusal::Batch(error) => error,
+                    Refusal::Fatal(why) => {
+                        self.failure.set(&why);
+                        StoreError::Failed(why)
+                    }
+                })
+            }
+        }
+    }
+
+    async fn try_execute(&mut self, statements: Vec<Stmt>) -> Result<Vec<u64>, Refusal> {
+        self.set_sync(true).await?;
+        let mut counts = Vec::with_capacity(statements.len());
+        run(&mut self.conn, "BEGIN IMMEDIATE")
+            .await
+            .map_err(|e| refuse(&e))?;
+        for statement in statements {
+            let mut query = sqlx::query(AssertSqlSafe(statement.sql.into_owned()));
+            for value in statement.args {
+                query = bind_value(query, value);
+            }
+            let done = (&mut self.conn)
+                .execute(query)
+                .await
+                .map_err(|e| refuse(&e))?;
+            counts.push(done.rows_affected());
+        }
+        run(&mut self.conn, "COMMIT")
+            .await
+            .map_err(|e| refuse(&e))?;
+        Ok(counts)
+    }
+
+    /// After a failed sync: takes back the messages of a batch that was committed and
+    /// not answered, so that they are not seen after a restart. If this fails too, they
+    /// may be: nobody was told that they were accepted.
+    async fn withdraw(&mut self, items: &[Item]) {
+        for item in items {
+            if let Some(mail) = &item.mail {
+                let (id, day) = (mail.id, mail.day);
+                let sql = format!(
+                    "BEGIN IMMEDIATE; DELETE FROM message WHERE id = {id};
+                     DELETE FROM recipient WHERE message = {id};
+                     DELETE FROM mail_{day} WHERE id = {id};
+                     DELETE FROM event_{day} WHERE message = {id}; COMMIT;"
+                );
+                if run(&mut self.conn, sql).await.is_err() {
+                    self.roll_back().await;
+                }
+            }
+        }
+    }
+
+    async fn sweep(&mut self, keep_from: Timestamp) -> StoreResult<SweepReport> {
+        self.sync().await;
+        let mut report = SweepReport::default();
+        for day in self.days.take_before(keep_from.day()) {
+            let seq = self.next_seq;
+            let mut statements: Vec<Stmt> = encode::drop_day(day)
+                .split_inclusive(';')
+                .filter(|sql| sql.contains("DROP"))
+                .map(|sql| Stmt {
+                    sql: sql.trim().to_owned().into(),
+                    args: Vec::new(),
+                })
+                .collect();
+            // Numbers go on where they were, also after a restart with an empty log.
+            statements.push(Stmt::new(
+                "INSERT INTO meta (name, value) VALUES ('seq', $1)
+                 ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+                vec![seq.to_string().into()],
+            ));
+            if let Err(error) = self.execute(statements).await {
+                self.days.put(day, Default::default());
+                return Err(error);
+            }
+            report.log_days_dropped += 1;
+        }
+        if self.promises.len() > 1000 {
+            self.drop_promises().await?;
+        }
+        let (freed, held) = self.segments.sweep();
+        report.content_bytes_freed = freed;
+        report.content_bytes_held = held;
+        Ok(report)
+    }
+
+    /// Forgets the promises that no recipient has any more.
+    async fn drop_promises(&mut self) -> StoreResult<()> {
+        self.execute(vec![Stmt::new(
+            "DELETE FROM promise WHERE id NOT IN (SELECT promise FROM recipient)",
+            Vec::new(),
+        )])
+        .await?;
+        self.promises = super::load_promises(&mut self.conn)
+            .await?
+            .into_iter()
+            .map(|(id, promise)| (promise, id))
+            .collect();
+        Ok(())
+    }
+}
+
+/// Where the contents of a batch go.
+#[derive(Default)]
+struct Placed {
+    fresh: Vec<Piece>,
+    claimed: Vec<Vec<Piece>>,
+    refs: Vec<String>,
+    load: Load,
+}
+
+impl Placed {
+    /// The batch is tried again: streamed contents can be claimed again.
+    fn undo(self: &mut Placed, segments: &Segments) {
+        segments.release(&self.fresh);
+        for pieces in self.claimed.drain(..) {
+            segments.unclaim(pieces);
+        }
+    }
+
+    /// The callers are refused: all space is given back.
+    fn give_up(self: &mut Placed, segments: &Segments) {
+        segments.release(&self.fresh);
+        for pieces in self.claimed.drain(..) {
+            segments.release(&pieces);
+        }
+    }
+}
+
+fn answer_all(waiting: impl IntoIterator<Item = Waiting>, error: &StoreError) {
+    for (_, answer) in waiting {
+        let _ = answer.send(Err(error.clone()));
+    }
+}
+
+fn refuse(error: &sqlx::Error) -> Refusal {
+    match classify(error) {
+        Reach::Constraint => Refusal::Blame(StoreError::Conflict(format!(
+            "it is in the queue already: {error}"
+        ))),
+        Reach::Full => Refusal::Batch(StoreError::Full(error.to_string())),
+        Reach::Busy => Refusal::Batch(StoreError::Failed(format!(
+            "another program has locked the database: {error}"
+        ))),
+        Reach::Broken => Refusal::Fatal(error.to_string()),
+    }
+}
