@@ -80,6 +80,12 @@ data = "5s"
 block = "10s"
 dot = "5s"
 
+[log]
+record_header = "X-CRM-Record"
+
+[export.log]
+kind = "file"
+
 [admin]
 address = "{ip}:{admin}"
 "#
@@ -166,15 +172,28 @@ pub fn kinds(entry: &Value) -> Vec<String> {
         .collect()
 }
 
-fn lay_over(below: &mut toml::Table, above: &toml::Table) {
-    for (key, value) in above {
-        match (below.get_mut(key), value) {
-            (Some(toml::Value::Table(below)), toml::Value::Table(above)) => lay_over(below, above),
-            _ => {
-                below.insert(key.clone(), value.clone());
-            }
-        }
+/// The directory of built policies: `TIDEGATE_POLICIES`, or in the target directory.
+pub fn policies() -> anyhow::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("TIDEGATE_POLICIES") {
+        return Ok(path.into());
     }
+    let program = std::env::current_exe()?;
+    program
+        .ancestors()
+        .map(|directory| directory.join("policies"))
+        .find(|path| path.is_dir())
+        .context("no built policies in the target directory: run `cargo xtask plugins`")
+}
+
+/// A built policy by its name.
+pub fn policy(name: &str) -> anyhow::Result<PathBuf> {
+    let path = policies()?.join(format!("{name}.wasm"));
+    anyhow::ensure!(
+        path.is_file(),
+        "{} is not there: run `cargo xtask plugins`",
+        path.display()
+    );
+    Ok(path)
 }
 
 enum Place {
@@ -213,17 +232,19 @@ impl Gateway {
             process: None,
             wrapper: Vec::new(),
         };
+        // First the configuration: where the policies are put depends on the database.
+        gateway.write_config()?;
         let made = Command::new(&gateway.binary)
-            .arg("init")
-            .arg("--dir")
+            .args(["init", "--force", "--dir"])
             .arg(gateway.directory())
+            .arg("--policies")
+            .arg(policies()?)
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("run {}", gateway.binary.display()))?;
         if !made.status.success() {
             bail!("tidegate init: {}", String::from_utf8_lossy(&made.stderr));
         }
-        gateway.write_config()?;
         Ok(gateway)
     }
 
@@ -251,15 +272,9 @@ impl Gateway {
         self.write_config()
     }
 
-    /// What `init` wrote stays in force where the options say nothing.
     fn write_config(&self) -> anyhow::Result<()> {
-        let made = self.directory().join("made-by-init.toml");
-        if !made.exists() {
-            std::fs::rename(self.config(), &made)?;
-        }
-        let mut table: toml::Table = std::fs::read_to_string(made)?.parse()?;
-        lay_over(&mut table, &self.options.table);
-        Ok(std::fs::write(self.config(), toml::to_string(&table)?)?)
+        let text = toml::to_string(&self.options.table)?;
+        Ok(std::fs::write(self.config(), text)?)
     }
 
     /// Puts a program before the gateway's at the next start.

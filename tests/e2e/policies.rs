@@ -1,0 +1,224 @@
+//! Policies in the running gateway: what they decide, and that changing them disturbs no mail.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tidegate_tests::client::Answer;
+use tidegate_tests::gateway::{kinds, policy};
+use tidegate_tests::mail::Mail;
+use tidegate_tests::sink::Behaviour;
+
+use super::{SENDER, SOON, World};
+
+/// A configuration that differs from any other by its lane.
+fn by_lane(lane: &str) -> String {
+    format!(r#"{{ "default": {{ "managed": {{ "lane": "{lane}" }} }} }}"#)
+}
+
+#[test]
+fn a_swap_under_load_loses_doubles_and_delays_nothing() {
+    let mut world = World::start();
+    let customer = world.destination("customer.test", Behaviour::accept());
+    let component = policy("routing-default").unwrap();
+    let mut digests = BTreeSet::new();
+    digests.insert(
+        world
+            .gateway
+            .policy("routing/acme", &component, &by_lane("zero"))
+            .unwrap(),
+    );
+
+    let stop = AtomicBool::new(false);
+    let accepted: Vec<(String, String)> = std::thread::scope(|scope| {
+        let sources: Vec<_> = (0..4)
+            .map(|source| {
+                let (world, stop) = (&world, &stop);
+                scope.spawn(move || {
+                    let mut raw = world.raw();
+                    let mut ids = Vec::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        let subject = format!("{source}-{}", ids.len());
+                        let content = format!("Subject: {subject}\r\n\r\nx\r\n");
+                        let reply = raw.submit(SENDER, &["b@customer.test"], &content).unwrap();
+                        assert_eq!(reply.code, 250, "{}", reply.text());
+                        ids.push((reply.queue_id().unwrap(), subject));
+                    }
+                    ids
+                })
+            })
+            .collect();
+        let swapped = || -> anyhow::Result<()> {
+            for lane in ["one", "two", "three"] {
+                let at_least = customer.counts().messages as usize + 30;
+                customer.wait_for(at_least, SOON)?;
+                digests.insert(
+                    world
+                        .gateway
+                        .policy("routing/acme", &component, &by_lane(lane))?,
+                );
+            }
+            let at_least = customer.counts().messages as usize + 30;
+            customer.wait_for(at_least, SOON).map(drop)
+        };
+        let mut swapped = swapped;
+        let outcome = swapped();
+        stop.store(true, Ordering::Relaxed);
+        let ids = sources
+            .into_iter()
+            .flat_map(|source| source.join().unwrap())
+            .collect();
+        outcome.unwrap();
+        ids
+    });
+    assert_eq!(digests.len(), 4);
+
+    let arrived = customer.wait_for(accepted.len(), SOON).unwrap();
+    world.wait_empty();
+    let mut subjects: BTreeMap<String, u32> = BTreeMap::new();
+    for mail in &arrived {
+        *subjects.entry(mail.field("Subject").unwrap()).or_default() += 1;
+    }
+    assert_eq!(subjects.len(), accepted.len(), "nothing lost");
+    assert!(subjects.values().all(|times| *times == 1), "nothing twice");
+
+    let mut used = BTreeSet::new();
+    for (id, _) in &accepted {
+        let entry = world.gateway.log(id).unwrap();
+        assert_eq!(
+            kinds(&entry),
+            ["accepted", "routed", "delivered"],
+            "{entry}"
+        );
+        let decided: BTreeSet<String> = entry["events"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|event| event["policy"].as_str().map(str::to_owned))
+            .collect();
+        assert_eq!(decided.len(), 1, "one revision decided: {entry}");
+        used.extend(decided);
+    }
+    assert_eq!(used, digests, "each revision decided some of it");
+}
+
+#[test]
+fn a_policy_refuses_and_defers_within_the_submission() {
+    let mut world = World::start();
+    let customer = world.destination("customer.test", Behaviour::accept());
+    let config = r#"{ "rules": [
+        { "recipient_domain": ["blocked.test"],
+          "action": { "refuse": { "code": 550, "enhanced": "5.7.1", "text": "not to them" } } },
+        { "recipient_domain": [".later.test"],
+          "action": { "defer": { "text": "come back" } } }
+    ] }"#;
+    let component = policy("routing-default").unwrap();
+    world
+        .gateway
+        .policy("routing/acme", &component, config)
+        .unwrap();
+    let mut crm = world.crm();
+    let refused = crm
+        .send(&Mail::new(SENDER, &["b@blocked.test"], "x"))
+        .unwrap();
+    assert!(
+        matches!(&refused, Answer::Refused { code: 550, text } if text.contains("not to them")),
+        "{refused:?}"
+    );
+    // Any defer defers the whole message.
+    let deferred = crm
+        .send(&Mail::new(
+            SENDER,
+            &["b@sub.later.test", "a@customer.test"],
+            "x",
+        ))
+        .unwrap();
+    assert!(
+        matches!(&deferred, Answer::Refused { code: 450..=451, text } if text.contains("come back")),
+        "{deferred:?}"
+    );
+    assert_eq!(customer.counts().messages, 0);
+    // Some refused: the others are accepted, the refused owe a notice.
+    let mail = Mail::new(SENDER, &["b@blocked.test", "a@customer.test"], "x");
+    crm.send(&mail).unwrap().id().unwrap();
+    customer.wait_for(1, SOON).unwrap();
+    let notice = world.notice("failed", "b@blocked.test");
+    notice.check_form(&mail.message_id);
+    notice.says("Status: 5.7.1");
+
+    // Back to what was active before.
+    world
+        .gateway
+        .policy("routing/acme", &component, &by_lane("all"))
+        .unwrap();
+    world.send(&["c@customer.test"], "y");
+    world
+        .gateway
+        .run(&["policy", "rollback", "--slot", "routing/acme"])
+        .unwrap();
+    let refused = crm
+        .send(&Mail::new(SENDER, &["b@blocked.test"], "x"))
+        .unwrap();
+    assert!(matches!(refused, Answer::Refused { code: 550, .. }));
+}
+
+#[test]
+fn a_bad_policy_is_refused_with_a_reason_and_the_old_one_decides_on() {
+    let mut world = World::start();
+    let customer = world.destination("customer.test", Behaviour::accept());
+    let component = policy("routing-default").unwrap();
+    let directory = world.gateway.directory().to_owned();
+    let rubbish = directory.join("rubbish.wasm");
+    std::fs::write(&rubbish, b"not wasm at all").unwrap();
+    for (file, config, expected) in [
+        (&rubbish, "", "rubbish"),
+        (&component, "{ \"rules\": 7 }", "rules"),
+        (&component, "{ \"ruels\": [] }", "ruels"),
+    ] {
+        let error = world
+            .gateway
+            .policy("routing/acme", file, config)
+            .unwrap_err();
+        let said = format!("{error:#}").to_lowercase();
+        assert!(
+            said.contains(expected) || said.contains("component") || said.contains("wasm"),
+            "{expected}: {said}"
+        );
+    }
+    let exporter = policy("export-jsonl").unwrap();
+    let error = world
+        .gateway
+        .policy("routing/acme", &exporter, "")
+        .unwrap_err();
+    assert!(format!("{error:#}").contains("routing"), "{error:#}");
+    world.send(&["b@customer.test"], "still");
+    customer.wait_for(1, SOON).unwrap();
+}
+
+#[test]
+fn the_exported_log_has_every_step_as_a_line_of_json() {
+    let mut world = World::start();
+    let customer = world.destination("customer.test", Behaviour::accept());
+    let id = world.send(&["b@customer.test"], "exported");
+    customer.wait_for(1, SOON).unwrap();
+    let directory = world.gateway.directory().join("data/export/log");
+    let lines = tidegate_tests::eventually("three lines about the mail", SOON, || {
+        let mut lines = Vec::new();
+        for entry in std::fs::read_dir(&directory).ok()?.flatten() {
+            let text = std::fs::read_to_string(entry.path()).ok()?;
+            for line in text.lines() {
+                let event: serde_json::Value = serde_json::from_str(line).ok()?;
+                if event.to_string().contains(&id) {
+                    lines.push(event);
+                }
+            }
+        }
+        (lines.len() >= 3).then_some(lines)
+    })
+    .unwrap();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.to_string().contains("b@customer.test"))
+    );
+}
