@@ -39,7 +39,15 @@ fn notify(random: &mut Random) -> Notify {
     }
 }
 
-async fn story(seed: u64) {
+/// What the stories had in them, so that a run shows that it tried something.
+#[derive(Default)]
+struct Tally {
+    promised: usize,
+    crashes: usize,
+    delivered: usize,
+}
+
+async fn story(seed: u64, tally: &mut Tally) {
     let mut random = Random::new(seed);
     let mut scenario = Scenario::new().await;
     for domain in DOMAINS {
@@ -98,9 +106,11 @@ async fn story(seed: u64) {
         scenario.pass(pause).await;
         if scenario.crash.happened() {
             crashed = true;
+            tally.crashes += 1;
             scenario.restart().await;
         }
     }
+    tally.promised += promised.len();
     scenario.crash.disarm();
     let steps = scenario.pass(Duration::from_secs(60 * 3600)).await;
     assert!(steps < 5000, "{steps} steps for 60 hours");
@@ -112,6 +122,7 @@ async fn story(seed: u64) {
         },
     )
     .await;
+    tally.delivered += scenario.world.delivered().len();
     for n in 0..6 {
         for mail in 0..4 {
             for r in 0..4 {
@@ -130,8 +141,14 @@ async fn every_story_ends_well() {
         Some(seed) => vec![seed],
         None => (0..number("TIDEGATE_SIM_COUNT").unwrap_or(60)).collect(),
     };
+    let stories = seeds.len();
+    let mut tally = Tally::default();
     for seed in seeds {
         eprintln!("seed {seed}");
-        story(seed).await;
+        story(seed, &mut tally).await;
     }
+    println!(
+        "{stories} stories: {} recipients promised, {} deliveries, {} crashes",
+        tally.promised, tally.delivered, tally.crashes
+    );
 }
