@@ -91,14 +91,16 @@ impl SqliteStore {
         max: u32,
     ) -> StoreResult<Vec<QueuedRecipient>> {
         // One text for the page: a row of fourteen columns costs sqlx far more than
-        // taking a line apart. No column but the last can hold a separator, and JSON
-        // holds no line end.
-        let sql =
-            "SELECT group_concat(format('%lld|%lld|%lld|%s|%s|%lld|%s|%d|%lld|%lld|%lld|%d|%d|%s',
+        // taking a line apart. No column can hold the separator, a control character,
+        // and JSON holds no line end.
+        let sql = concat!(
+            "SELECT group_concat(format('%lld\u{1f}%lld\u{1f}%lld\u{1f}%s\u{1f}%s\u{1f}%lld\u{1f}%s",
+            "\u{1f}%d\u{1f}%lld\u{1f}%lld\u{1f}%lld\u{1f}%d\u{1f}%d\u{1f}%s',
                 message, idx, shard, tenant, domain, promise, due, done, attempts, accepted_at,
                 expires_at, owes, delay_reported, last), char(10))
              FROM (SELECT * FROM recipient WHERE (message, idx) > ($1, $2) AND message <= $3
-                   ORDER BY message, idx LIMIT $4)";
+                   ORDER BY message, idx LIMIT $4)"
+        );
         let args = vec![
             Value::Int(after.0),
             Value::Int(after.1),
@@ -112,7 +114,7 @@ impl SqliteStore {
         };
         let promises = self.promises().await?;
         let mut names = Interner::default();
-        text.lines()
+        text.split_terminator('\n')
             .map(|line| decode_line(line, &promises, &mut names))
             .collect()
     }
@@ -136,7 +138,7 @@ fn decode_line(
     names: &mut Interner,
 ) -> StoreResult<QueuedRecipient> {
     let bad = || StoreError::Damaged(format!("queued recipient {line:?}"));
-    let mut cells = line.splitn(14, '|');
+    let mut cells = line.splitn(14, '\u{1f}');
     let mut text = || cells.next().ok_or_else(bad);
     let int = |text: &str| text.parse::<i64>().map_err(|_| bad());
     let message = int(text()?)?;
