@@ -206,7 +206,8 @@ impl Smtp {
             }
         }
         if !self.dead.is_empty() {
-            all.sort_by_key(|c| self.dead.has(&c.peer));
+            let now = tokio::time::Instant::now();
+            all.sort_by_key(|c| self.dead.has(&c.peer, now));
         }
         all.truncate(self.config.max_addresses);
         Ok(all)

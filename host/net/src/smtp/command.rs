@@ -7,7 +7,7 @@ use std::io::Write;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use tidegate_mail::{Address, BodyType, Notify, OriginalRecipient, Recipient, Ret};
+use tidegate_mail::{Address, BodyType, Notify, Recipient, Ret, xtext};
 
 use super::capabilities::Capabilities;
 
@@ -54,7 +54,7 @@ pub fn mail(out: &mut Vec<u8>, reverse_path: Option<&Address>, parameters: MailP
     }
     if let Some(envid) = parameters.envid.filter(|e| !e.is_empty()) {
         out.extend_from_slice(b" ENVID=");
-        xtext(out, envid);
+        out.extend_from_slice(xtext::encode(envid).as_bytes());
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -66,7 +66,11 @@ pub fn rcpt(out: &mut Vec<u8>, recipient: &Recipient, caps: &Capabilities) {
     if caps.dsn {
         notify(out, recipient.notify);
         if let Some(original) = &recipient.original {
-            orcpt(out, original);
+            // Left out where the type is not an atom: it came from a client.
+            if is_atom(&original.kind) {
+                out.extend_from_slice(b" ORCPT=");
+                out.extend_from_slice(original.to_orcpt(false).as_bytes());
+            }
         }
     }
     out.extend_from_slice(b"\r\n");
@@ -102,44 +106,9 @@ fn notify(out: &mut Vec<u8>, notify: Notify) {
     }
 }
 
-/// Left out where the type is not an atom: it came from a client.
-fn orcpt(out: &mut Vec<u8>, original: &OriginalRecipient) {
-    let atom = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*-/?^_`{|}~.".contains(&b);
-    if original.kind.is_empty() || !original.kind.bytes().all(atom) {
-        return;
-    }
-    out.extend_from_slice(b" ORCPT=");
-    out.extend_from_slice(original.kind.as_bytes());
-    out.push(b';');
-    if original.kind.eq_ignore_ascii_case("utf-8") {
-        utf8_addr_xtext(out, &original.address);
-    } else {
-        xtext(out, &original.address);
-    }
-}
-
-/// RFC 3461 s. 4: everything but printable ASCII without `+` and `=` as `+XX`.
-fn xtext(out: &mut Vec<u8>, text: &str) {
-    for byte in text.bytes() {
-        match byte {
-            b'+' | b'=' | 0..=0x20 | 0x7f.. => {
-                let _ = write!(out, "+{byte:02X}");
-            }
-            plain => out.push(plain),
-        }
-    }
-}
-
-/// RFC 6533 s. 3: what is not plain as `\x{HEX}`, readable without SMTPUTF8.
-fn utf8_addr_xtext(out: &mut Vec<u8>, text: &str) {
-    for c in text.chars() {
-        match c {
-            '!'..='~' if !matches!(c, '+' | '=' | '\\') => out.push(c as u8),
-            _ => {
-                let _ = write!(out, "\\x{{{:02X}}}", u32::from(c));
-            }
-        }
-    }
+fn is_atom(text: &str) -> bool {
+    let atext = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*-/?^_`{|}~".contains(&b);
+    !text.is_empty() && text.bytes().all(atext)
 }
 
 /// AUTH PLAIN with the initial response (RFC 4616).
@@ -161,6 +130,8 @@ fn base64_into(out: &mut Vec<u8>, bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_mail::OriginalRecipient;
+
     use super::*;
 
     fn text(write: impl FnOnce(&mut Vec<u8>)) -> String {

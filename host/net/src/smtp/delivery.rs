@@ -291,7 +291,7 @@ impl Delivery<'_> {
             peer,
             source: self.job.source,
             tls,
-            skip_starttls: opportunistic && smtp.broken_tls.has(&peer),
+            skip_starttls: opportunistic && smtp.broken_tls.has(&peer, self.begun),
             auth,
             detect_self,
         };
@@ -306,12 +306,12 @@ impl Delivery<'_> {
                 detail = failure.outcome.detail.as_deref().unwrap_or(""),
                 "TLS is broken there; sending in clear"
             );
-            smtp.broken_tls.add(peer);
+            smtp.broken_tls.add(peer, Instant::now());
             call.skip_starttls = true;
             opened = session::open(call, &smtp.tls, &smtp.config.timeouts).await;
         }
         match &opened {
-            Err(failure) if failure.outcome.stage == Stage::Connect => smtp.dead.add(peer),
+            Err(failure) if failure.outcome.stage == Stage::Connect => smtp.dead.add(peer, Instant::now()),
             _ => smtp.dead.forget(&peer),
         }
         opened

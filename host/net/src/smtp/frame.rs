@@ -1,15 +1,15 @@
-//! Finds whole replies in the bytes of a peer (RFC 5321 s. 4.2).
+//! Finds the end of a reply in the bytes of a peer (RFC 5321 s. 4.2).
 //!
-//! Lenient as s. 4.2.1 asks: a bare LF ends a line, text may be missing, the codes of a
-//! multi-line reply may differ (the last one counts). Bounded: [`MAX_LINE`], [`MAX_REPLY`].
-//! A frame is only measured; the text is copied when somebody wants to keep it.
+//! Most replies are positive and looked at for their code only, so they are measured, not
+//! copied; who wants to keep one reads the frame with [`tidegate_mail::reply::ReplyReader`],
+//! whose leniency is followed here: a bare LF ends a line, the separator may be missing, inside
+//! a reply a line may lack its code, and the code of the last line counts. Bounded as well, and
+//! sooner: what can't become a reply is not waited for.
 
-use tidegate_mail::{Enhanced, Reply};
-
-/// Longest line taken for SMTP, bytes. RFC 5321 s. 4.5.3.1.5 says 512.
-pub const MAX_LINE: usize = 4096;
-/// Longest reply, bytes. EHLO replies are the longest honest ones, at about 1 KiB.
-pub const MAX_REPLY: usize = 64 * 1024;
+/// Octets of one reply. EHLO replies are the longest honest ones, at about 1 KiB.
+const MAX_REPLY: usize = 64 * 1024;
+/// Lines of one reply.
+const MAX_LINES: usize = 100;
 
 /// A whole reply at the start of the bytes it was found in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,7 @@ pub struct Framer {
     line: usize,
     /// Bytes of it without a line end.
     scanned: usize,
+    lines: usize,
 }
 
 impl Framer {
@@ -40,23 +41,22 @@ impl Framer {
         loop {
             let Some(end) = memchr::memchr(b'\n', &bytes[self.line + self.scanned..]) else {
                 self.scanned = bytes.len() - self.line;
-                // What can't become a reply is not waited for.
-                let so_far = &bytes[self.line..];
-                if self.scanned > MAX_LINE
-                    || bytes.len() > MAX_REPLY
-                    || so_far.iter().take(3).any(|b| !b.is_ascii_digit())
+                let first = self.lines == 0;
+                if bytes.len() > MAX_REPLY
+                    || first && bytes.iter().take(3).any(|b| !b.is_ascii_digit())
                 {
                     return Err(Garbled);
                 }
                 return Ok(None);
             };
             let next = self.line + self.scanned + end + 1;
-            let (code, last) = line_head(&bytes[self.line..next])?;
-            if next > MAX_REPLY || next - self.line > MAX_LINE {
+            let head = head(&bytes[self.line..next]);
+            self.lines += 1;
+            if next > MAX_REPLY || self.lines > MAX_LINES || self.lines == 1 && head.is_none() {
                 return Err(Garbled);
             }
             (self.line, self.scanned) = (next, 0);
-            if last {
+            if let Some((code, true)) = head {
                 *self = Framer::default();
                 return Ok(Some(Frame { code, len: next }));
             }
@@ -64,18 +64,17 @@ impl Framer {
     }
 }
 
-/// Code of a line, and whether it is the last one.
-fn line_head(line: &[u8]) -> Result<(u16, bool), Garbled> {
+/// Code of a line, and whether it is the last one; `None` if it has no code.
+fn head(line: &[u8]) -> Option<(u16, bool)> {
     let [a @ b'2'..=b'5', b @ b'0'..=b'9', c @ b'0'..=b'9', rest @ ..] = line else {
-        return Err(Garbled);
-    };
-    let last = match rest.first() {
-        Some(b'-') => false,
-        Some(b' ' | b'\t' | b'\r' | b'\n') => true,
-        _ => return Err(Garbled),
+        return None;
     };
     let digit = |d: &u8| u16::from(d - b'0');
-    Ok((digit(a) * 100 + digit(b) * 10 + digit(c), last))
+    let code = digit(a) * 100 + digit(b) * 10 + digit(c);
+    match rest.first() {
+        Some(b'0'..=b'9') => None,
+        after => Some((code, after != Some(&b'-'))),
+    }
 }
 
 /// The lines of a framed reply without code, separator and line end.
@@ -85,40 +84,11 @@ pub fn lines(frame: &[u8]) -> impl Iterator<Item = &[u8]> {
         .map(|line| line.get(4..).unwrap_or(b"").trim_ascii_end())
 }
 
-/// The reply as kept and shown: enhanced code apart, control characters replaced,
-/// at most [`Reply::MAX_TEXT`] bytes.
-pub fn reply(code: u16, frame: &[u8]) -> Reply {
-    let mut enhanced: Option<Enhanced> = None;
-    let mut text = String::new();
-    for (n, line) in lines(frame).enumerate() {
-        let line = String::from_utf8_lossy(line);
-        let (word, after) = line.split_once(' ').unwrap_or((&line, ""));
-        let rest = match word.parse::<Enhanced>() {
-            // Each line repeats the code (RFC 2034 s. 4); one that says another is text.
-            Ok(found) if n == 0 || enhanced == Some(found) => {
-                enhanced = Some(found);
-                after
-            }
-            _ => &line,
-        };
-        if n > 0 {
-            text.push('\n');
-        }
-        text.extend(rest.chars().map(|c| if c.is_control() { '?' } else { c }));
-        if text.len() > Reply::MAX_TEXT {
-            text.truncate(text.floor_char_boundary(Reply::MAX_TEXT));
-            break;
-        }
-    }
-    Reply {
-        code,
-        enhanced,
-        text,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use tidegate_mail::reply::ReplyReader;
+
     use super::*;
 
     fn find(bytes: &[u8]) -> Result<Option<Frame>, Garbled> {
@@ -137,21 +107,17 @@ mod tests {
         assert_eq!(find(b""), Ok(None));
         assert_eq!(find(b"25"), Ok(None));
         assert_eq!(find(b"250-a\r\n250 "), Ok(None));
+        assert_eq!(find(b"250ok\r\n"), frame(250, 7));
+        assert_eq!(find(b"250-a\r\nb\r\n250 c\r\n"), frame(250, 17));
         for garbage in [
             &b"HTTP/1.1 400 Bad\r\n"[..],
             b"SSH-2.0",
             b"999 x\r\n",
             b"150 x\r\n",
-            b"250x\r\n",
+            b"2500 x\r\n",
             b"\r\n",
-            b"250-a\r\nb\r\n",
-            &[b'2'; 5],
         ] {
-            let got = find(garbage);
-            assert!(
-                got == Err(Garbled) || garbage == [b'2'; 5] && got == Ok(None),
-                "{garbage:?}"
-            );
+            assert_eq!(find(garbage), Err(Garbled), "{garbage:?}");
         }
     }
 
@@ -168,27 +134,26 @@ mod tests {
     #[test]
     fn endless_replies_end() {
         let mut long = b"250 ".to_vec();
-        long.resize(MAX_LINE + 5, b'x');
+        long.resize(MAX_REPLY + 5, b'x');
         assert_eq!(find(&long), Err(Garbled));
-        assert_eq!(find(&b"250-x\r\n".repeat(MAX_REPLY / 7 + 2)), Err(Garbled));
+        assert_eq!(find(&b"250-x\r\n".repeat(MAX_LINES + 1)), Err(Garbled));
     }
 
-    #[test]
-    fn text_is_sanitised_and_the_enhanced_code_taken_apart() {
-        let bytes = b"550-5.1.1 no\x00 such\x1b user\r\n550 5.1.1 here\xff\r\n";
-        let got = reply(550, bytes);
-        assert_eq!(got.enhanced, Some(Enhanced::new(5, 1, 1)));
-        assert_eq!(got.text, "no? such? user\nhere\u{fffd}");
-        assert_eq!(reply(250, b"250\r\n").text, "");
-        assert_eq!(
-            reply(550, b"550 5.1.1\r\n").enhanced,
-            Some(Enhanced::new(5, 1, 1))
-        );
-        assert_eq!(
-            reply(550, b"550 1.2.3.4 is listed\r\n").text,
-            "1.2.3.4 is listed"
-        );
-        let long = [b"550 ".as_slice(), &[0xc3, 0xa9].repeat(2000), b"\r\n"].concat();
-        assert!(reply(550, &long).text.len() <= Reply::MAX_TEXT);
+    proptest! {
+        /// What is framed can be read, and is the same reply.
+        #[test]
+        fn agrees_with_the_reader(
+            input in "((250|550|354|99)[ -]?(5\\.1\\.1 )?[a-z0-9\\x00-\\x1f]{0,9}\r?\n){1,5}",
+        ) {
+            let input = input.as_bytes();
+            let framed = find(input);
+            match ReplyReader::new().feed(input) {
+                Ok((used, Some(reply))) => {
+                    prop_assert_eq!(framed, Ok(Some(Frame { code: reply.code, len: used })));
+                }
+                Ok((_, None)) => prop_assert_eq!(framed, Ok(None)),
+                Err(_) => prop_assert_eq!(framed, Err(Garbled)),
+            }
+        }
     }
 }
