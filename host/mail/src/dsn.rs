@@ -14,6 +14,8 @@
 mod compose;
 mod fields;
 mod parse;
+mod returned;
+mod status;
 mod wording;
 
 #[cfg(test)]
@@ -46,6 +48,16 @@ impl Kind {
             Owes::Delay => Some(Kind::Delay),
             Owes::Failure => Some(Kind::Failure),
             Owes::Success => Some(Kind::Success),
+        }
+    }
+}
+
+impl From<Kind> for Owes {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Failure => Owes::Failure,
+            Kind::Delay => Owes::Delay,
+            Kind::Success => Owes::Success,
         }
     }
 }

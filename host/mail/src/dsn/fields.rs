@@ -156,6 +156,32 @@ pub(super) fn quoted_printable(text: &str) -> String {
     out
 }
 
+/// The Content-Transfer-Encoding of a part that is sent as it is.
+pub(super) fn encoding_of(bytes: &[u8]) -> &'static str {
+    if bytes.is_ascii() {
+        "Content-Transfer-Encoding: 7bit\r\n"
+    } else {
+        "Content-Transfer-Encoding: 8bit\r\n"
+    }
+}
+
+/// A host name as it may stand in a field or an address.
+pub(super) fn host_name(host: &str) -> String {
+    let name: String = host
+        .chars()
+        .take(255)
+        .map(|c| match c {
+            'a'..='z' | 'A'..='Z' | '0'..='9' | '.' | '-' | '_' | ':' | '[' | ']' => c,
+            _ => '?',
+        })
+        .collect();
+    if name.is_empty() {
+        "localhost".into()
+    } else {
+        name
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -189,9 +189,7 @@ fn parameter(value: &str, name: &str) -> Option<String> {
     let mut rest = value;
     while let Some(at) = rest.find(';') {
         rest = rest[at + 1..].trim_start();
-        let Some((key, after)) = rest.split_once('=') else {
-            return None;
-        };
+        let (key, after) = rest.split_once('=')?;
         let after = after.trim_start();
         let found = key.trim().eq_ignore_ascii_case(name);
         let text = match after.strip_prefix('"') {

@@ -2,14 +2,15 @@
 //!
 //! `BLESS=1 cargo test -p tidegate-mail dsn` writes the golden files anew.
 
-use mail_parser::{MessageParser, MimeHeaders, PartType};
-use proptest::prelude::*;
-
 use super::*;
 use crate::recipient::{Input, Rights, step};
 use crate::{
     End, Enhanced, Fault, OriginalRecipient, Outcome, Promise, Reply, Stage, State, TrafficClass,
 };
+use mail_parser::{MessageParser, MimeHeaders, PartType};
+
+mod hostile;
+mod others;
 
 const ACCEPTED: Timestamp = Timestamp::from_secs(1_795_489_500);
 
@@ -541,151 +542,4 @@ fn debts_and_kinds() {
             .as_str(),
         "c@d"
     );
-}
-
-#[test]
-fn reads_what_others_send() {
-    let postfix = b"From: MAILER-DAEMON@mx.example (Mail Delivery System)\r\n\
-Content-Type: multipart/report; report-type=delivery-status;\r\n boundary=\"8A/mx.example\"\r\n\r\n\
-This is a MIME message.\r\n\r\n--8A/mx.example\r\nContent-Type: text/plain\r\n\r\nFinal-Recipient: not here\r\n\r\n\
---8A/mx.example\r\nContent-Type: message/delivery-status\r\n\r\n\
-Reporting-MTA: dns; mx.example\r\nX-Postfix-Queue-ID: 8A\r\nArrival-Date: Tue, 24 Nov 2026 04:05:00 +0100 (CET)\r\n\r\n\
-Final-Recipient: rfc822; ann@example.com\r\nOriginal-Recipient: rfc822;Ann@example.com\r\nAction: failed\r\n\
-Status: 5.1.1\r\nRemote-MTA: dns; mail.example\r\nDiagnostic-Code: smtp; 550 5.1.1 <ann@example.com>; User\r\n    unknown\r\n\r\n\
---8A/mx.example\r\nContent-Type: text/rfc822-headers\r\n\r\nMessage-ID: <1@x>\r\n\r\n--8A/mx.example--\r\n";
-    let report = parse(postfix).unwrap();
-    assert_eq!(report.arrival, Some(ACCEPTED));
-    assert_eq!(report.message_id.as_deref(), Some("1@x"));
-    let ann = &report.recipients[0];
-    assert_eq!(
-        ann.diagnostic.as_ref().unwrap().text,
-        "550 5.1.1 <ann@example.com>; User    unknown"
-    );
-    assert_eq!(ann.original.as_ref().unwrap().address, "Ann@example.com");
-
-    // Base64, nested in a mixed, LF line ends, one block, status with a comment, no action.
-    let nested = b"Content-Type: multipart/mixed; boundary=out\n\n--out\nContent-Type: multipart/report; BOUNDARY = in\n\n\
---in\nContent-Type: message/delivery-status\nContent-Transfer-Encoding: Base64\n\n\
-UmVwb3J0aW5nLU1UQTogbXgKRmluYWwtUmVjaXBpZW50OiA8YUBiPgpTdGF0dXM6IDUuMi4yIChmdWxsKQo=\n--in--\n--out--\n";
-    let report = parse(nested).unwrap();
-    assert_eq!(report.reporting_mta.as_deref(), Some("mx"));
-    let only = &report.recipients[0];
-    assert_eq!(
-        only.address,
-        Some(TypedAddress {
-            kind: "rfc822".into(),
-            address: "a@b".into()
-        })
-    );
-    assert_eq!(
-        (only.action, only.status),
-        (Action::Failed, status("5.2.2"))
-    );
-
-    // No MIME at all.
-    let plain = b"Subject: failure\r\n\r\nSorry.\r\n\r\nFinal-Recipient: rfc822;a@b\r\nAction: Delayed (x)\r\nStatus: 4.0.0\r\n";
-    assert_eq!(parse(plain).unwrap().recipients[0].action, Action::Delayed);
-
-    for none in [
-        &b""[..],
-        b"Subject: x\r\n\r\nHello\r\n",
-        b"Content-Type: multipart/report; boundary=x\r\n\r\n--x\r\nContent-Type: message/delivery-status\r\n\r\nReporting-MTA: dns; a\r\n",
-        b"Content-Type: message/delivery-status\r\n\r\nFinal-Recipient: rfc822; a@b\r\n",
-    ] {
-        assert_eq!(parse(none), None);
-    }
-}
-
-/// Bytes that would end a line, a field, a header or a part if they were let through.
-fn hostile() -> impl Strategy<Value = String> {
-    let piece = prop_oneof![
-        Just("\r\n".to_owned()),
-        Just("\n".to_owned()),
-        Just("\r".to_owned()),
-        Just("\r\n\r\n".to_owned()),
-        Just("\r\nBcc: x@y\r\n".to_owned()),
-        Just("\r\n\r\nFinal-Recipient: rfc822; z@z\r\nAction: delivered\r\n".to_owned()),
-        Just("\r\n--=_1m8pyt3kcc000.0\r\n".to_owned()),
-        Just("=?utf-8?Q?=0D=0ABcc:_x?=".to_owned()),
-        Just("{host}{until}".to_owned()),
-        Just("\0\u{1b}\u{85}\u{2028}\u{202e}".to_owned()),
-        "[ -~]{0,30}",
-        "\\PC{0,20}",
-        Just("x".repeat(1200)),
-    ];
-    proptest::collection::vec(piece, 0..6).prop_map(|p| p.concat())
-}
-
-fn any_outcome() -> impl Strategy<Value = Outcome> {
-    prop_oneof![
-        4 => (200u16..600, 0u16..1000, 0u16..1000, hostile()).prop_map(|(code, s, d, text)| {
-            let class = Reply { code, enhanced: None, text: String::new() }.status().class;
-            Outcome::from_reply(Stage::Rcpt, Reply::new(code, Enhanced::new(class, s, d), text))
-        }),
-        1 => Just(Outcome::from_fault(Stage::Dns, Fault::NoSuchDomain)),
-        1 => Just(Outcome::from_fault(Stage::Connect, Fault::ConnectTimeout)),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
-    #[test]
-    fn nothing_hostile_gets_through(
-        kind in prop_oneof![Just(Kind::Failure), Just(Kind::Delay), Just(Kind::Success)],
-        sender in prop_oneof![Just("sales@crm.example"), Just("jürgen@crm.example"), Just("\"a  > b\"@c")],
-        rcpts in proptest::collection::vec((
-            prop_oneof![Just("ann@example.com"), Just("\"> <\"@b"), Just("用户@例え.テスト")],
-            proptest::option::of((prop_oneof![Just("rfc822"), Just("utf-8")], "[!-~]{1,40}")),
-            any_outcome(), hostile(), any::<bool>(),
-        ), 1..4),
-        subject in proptest::option::of(hostile()),
-        message_id in proptest::option::of(hostile()),
-        full in any::<bool>(),
-        content in prop_oneof![
-            proptest::collection::vec(any::<u8>(), 0..300),
-            hostile().prop_map(String::into_bytes),
-            hostile().prop_map(|h| format!("Subject: {h}\r\n\r\n{h}\r\n").into_bytes()),
-        ],
-        contact in proptest::option::of(hostile()),
-        opening in hostile(),
-    ) {
-        let recipients = rcpts.into_iter().map(|(address, original, outcome, host, expired)| {
-            let mut rcpt = to(address);
-            rcpt.original = original.map(|(kind, address)| OriginalRecipient { kind: kind.into(), address });
-            let mut state = after(&[]);
-            state = RecipientState {
-                state: State::Done(if expired { End::Expired } else { End::Bounced }),
-                attempts: 1,
-                last: Some(crate::recipient::LastAttempt { at: at(1), host: Some(host), outcome, heard: None }),
-                ..state
-            };
-            (rcpt, state)
-        }).collect();
-        let mut case = Case::new(kind, recipients);
-        case.sender = Address::parse(sender).unwrap();
-        case.subject = subject;
-        case.message_id = message_id;
-        case.ret = full.then_some(Ret::Full);
-        case.content = content;
-        case.wording.contact = contact;
-        case.wording.from_name = opening.clone().into();
-        case.wording.language = opening.clone().into();
-        case.wording.texts.failure.opening = opening.into();
-        is_sound(&case, &case.compose());
-    }
-
-    #[test]
-    fn any_bytes_are_parsed(bytes in proptest::collection::vec(prop_oneof![
-        Just(b"--x\r\n".to_vec()), Just(b"--x--\r\n".to_vec()), Just(b"\r\n".to_vec()),
-        Just(b"Content-Type: multipart/report; boundary=x\r\n\r\n".to_vec()),
-        Just(b"Content-Type: message/delivery-status\r\n".to_vec()),
-        Just(b"Content-Transfer-Encoding: base64\r\n".to_vec()),
-        Just(b"Final-Recipient: rfc822; a@b\r\nAction: failed\r\n".to_vec()),
-        proptest::collection::vec(any::<u8>(), 0..20),
-    ], 0..20)) {
-        if let Some(report) = parse(&bytes.concat()) {
-            prop_assert!(!report.recipients.is_empty());
-        }
-    }
 }
