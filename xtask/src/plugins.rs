@@ -1,5 +1,278 @@
-//! placeholder until the builder of the policies is here
+//! Builds the default policies under `plugins/` to core modules in `target/policies/`.
+//!
+//! A Rust compiler for wasm32-unknown-unknown comes from, in this order: the target of the
+//! toolchain in use; rustup, which adds it; Debian's rustc-web with its source package, from
+//! which the standard library is built. What is up to date is not built again.
 
-pub fn build(_root: &std::path::Path) -> anyhow::Result<()> {
+use std::ffi::OsStr;
+use std::fs;
+use std::hash::{DefaultHasher, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// Packages of the plugin workspace that end up as `<name>.wasm`.
+pub const POLICIES: [&str; 3] = ["routing-default", "shaping-default", "export-jsonl"];
+
+const TARGET: &str = "wasm32-unknown-unknown";
+const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+const DEBIAN_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/Cargo.lock";
+/// Minor version of Rust 1 that the plugins need (edition 2024, let chains).
+const OLDEST_RUST: u32 = 88;
+
+/// A way to compile for wasm32-unknown-unknown.
+enum Toolchain {
+    /// The one in use, with the target installed.
+    Installed,
+    /// Debian's, building the standard library with this linker.
+    Debian { linker: PathBuf },
+}
+
+/// Builds what is not up to date; returns the paths of all policies.
+pub fn build(root: &Path) -> Result<Vec<PathBuf>> {
+    let out = root.join("target/policies");
+    let wasm: Vec<PathBuf> = POLICIES
+        .iter()
+        .map(|name| out.join(format!("{name}.wasm")))
+        .collect();
+    let stamp = out.join(".stamp");
+    let sources = digest_of(root)?;
+    if wasm.iter().all(|p| p.is_file())
+        && fs::read_to_string(&stamp).is_ok_and(|text| text == sources)
+    {
+        return Ok(wasm);
+    }
+    fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
+    let toolchain = toolchain(root)?;
+    for (name, path) in POLICIES.iter().zip(&wasm) {
+        eprintln!("plugins: building {name}");
+        compile(root, &toolchain, name)?;
+        let built = root.join(format!(
+            "target/plugins/{TARGET}/release/{}.wasm",
+            name.replace('-', "_")
+        ));
+        // A reader of the old file keeps it whole.
+        let draft = path.with_extension("tmp");
+        fs::copy(&built, &draft)
+            .and_then(|_| fs::rename(&draft, path))
+            .with_context(|| format!("copy {} to {}", built.display(), path.display()))?;
+        let size = fs::metadata(path)?.len();
+        eprintln!("plugins: {} ({size} bytes)", path.display());
+    }
+    fs::write(&stamp, sources).with_context(|| format!("write {}", stamp.display()))?;
+    Ok(wasm)
+}
+
+/// A digest of everything the policies are made of.
+fn digest_of(root: &Path) -> Result<String> {
+    fn visit(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+        let entries = fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))?;
+        for entry in entries {
+            let path = entry?.path();
+            if path.is_dir() {
+                if path.file_name() != Some(OsStr::new("target")) {
+                    visit(&path, files)?;
+                }
+            } else {
+                files.push(path);
+            }
+        }
+        Ok(())
+    }
+    let mut files = vec![root.join("xtask/src/plugins.rs")];
+    visit(&root.join("plugins"), &mut files)?;
+    visit(&root.join("wit"), &mut files)?;
+    files.sort();
+    let mut hasher = DefaultHasher::new();
+    for file in files {
+        let bytes = fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+        hasher.write(file.strip_prefix(root)?.as_os_str().as_encoded_bytes());
+        hasher.write_usize(bytes.len());
+        hasher.write(&bytes);
+    }
+    Ok(format!("{:016x}\n", hasher.finish()))
+}
+
+fn output(command: &mut Command) -> Option<String> {
+    let output = command.stderr(Stdio::null()).output().ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// `--print sysroot` of the compiler in use in the workspace.
+fn sysroot(root: &Path) -> Option<PathBuf> {
+    output(
+        Command::new("rustc")
+            .args(["--print", "sysroot"])
+            .current_dir(root),
+    )
+    .map(PathBuf::from)
+}
+
+fn has_target(root: &Path) -> bool {
+    sysroot(root).is_some_and(|s| s.join("lib/rustlib").join(TARGET).join("lib").is_dir())
+}
+
+fn toolchain(root: &Path) -> Result<Toolchain> {
+    if has_target(root) {
+        return Ok(Toolchain::Installed);
+    }
+    let rustup = Command::new("rustup")
+        .args(["target", "add", TARGET])
+        .current_dir(root)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    if rustup.is_ok_and(|status| status.success()) && has_target(root) {
+        eprintln!("plugins: rustup added the target {TARGET}");
+        return Ok(Toolchain::Installed);
+    }
+    if !debian_is_ready() {
+        install(&DEBIAN_PACKAGES)?;
+        if !debian_is_ready() {
+            bail!(
+                "no compiler for {TARGET}: `rustup target add {TARGET}` failed, and {} of {} \
+                 is missing or older than 1.{OLDEST_RUST}",
+                DEBIAN_RUSTC,
+                DEBIAN_PACKAGES.join(", ")
+            );
+        }
+    }
+    let linker = match find_linker(root) {
+        Some(linker) => linker,
+        None => {
+            install(&["lld"])?;
+            find_linker(root).context("no linker for WebAssembly: install the package lld")?
+        }
+    };
+    eprintln!(
+        "plugins: using Debian's compiler and its standard library source; linker {}",
+        linker.display()
+    );
+    Ok(Toolchain::Debian { linker })
+}
+
+fn debian_is_ready() -> bool {
+    let version = output(Command::new(DEBIAN_RUSTC).arg("--version")).unwrap_or_default();
+    let minor = version
+        .strip_prefix("rustc 1.")
+        .and_then(|rest| rest.split('.').next())
+        .and_then(|minor| minor.parse::<u32>().ok());
+    minor.is_some_and(|minor| minor >= OLDEST_RUST)
+        && Path::new(DEBIAN_CARGO).exists()
+        && Path::new(DEBIAN_SOURCE).exists()
+}
+
+/// The linker of some Rust toolchain, or LLVM's own.
+fn find_linker(root: &Path) -> Option<PathBuf> {
+    let debian = output(Command::new(DEBIAN_RUSTC).args(["--print", "sysroot"]));
+    for sysroot in sysroot(root).into_iter().chain(debian.map(PathBuf::from)) {
+        let host = fs::read_dir(sysroot.join("lib/rustlib"))
+            .into_iter()
+            .flatten();
+        for entry in host.flatten() {
+            let linker = entry.path().join("bin/rust-lld");
+            if linker.is_file() {
+                return Some(linker);
+            }
+        }
+    }
+    let names = std::iter::once("wasm-ld".to_owned())
+        .chain((14..=23).rev().map(|version| format!("wasm-ld-{version}")));
+    let dirs: Vec<PathBuf> = std::env::var_os("PATH")
+        .map(|path| std::env::split_paths(&path).collect())
+        .unwrap_or_default();
+    names
+        .flat_map(|name| dirs.iter().map(move |dir| dir.join(&name)))
+        .find(|path| path.is_file())
+}
+
+/// Installs Debian packages, as root; else says what to install.
+fn install(packages: &[&str]) -> Result<()> {
+    let command = format!(
+        "apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    );
+    let root = output(Command::new("id").arg("-u")).is_some_and(|id| id == "0");
+    if !root || !Path::new("/usr/bin/apt-get").exists() {
+        bail!(
+            "the policies need a Rust compiler for {TARGET}. Run either\n  \
+             rustup target add {TARGET}\nor, on Debian as root,\n  {command}\nand try again"
+        );
+    }
+    eprintln!("plugins: {command}");
+    let run = |args: &[&str]| -> Result<bool> {
+        let status = Command::new("apt-get")
+            .args(args)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status()
+            .context("apt-get")?;
+        Ok(status.success())
+    };
+    let mut args = vec!["install", "-y", "--no-install-recommends"];
+    args.extend(packages);
+    // The lists of a fresh machine are empty, so a failure is tried again after an update.
+    if !run(&args)? && !(run(&["update"])? && run(&args)?) {
+        bail!("`{command}` failed; its messages are above");
+    }
+    Ok(())
+}
+
+fn compile(root: &Path, toolchain: &Toolchain, package: &str) -> Result<()> {
+    let target_dir = root.join("target/plugins");
+    let mut cargo = match toolchain {
+        Toolchain::Installed => Command::new("cargo"),
+        Toolchain::Debian { linker } => {
+            let mut cargo = Command::new(DEBIAN_CARGO);
+            cargo
+                .env("RUSTC", DEBIAN_RUSTC)
+                // Lets a release compiler build the standard library from source.
+                .env("RUSTC_BOOTSTRAP", "1")
+                .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker)
+                .env_remove("RUSTUP_TOOLCHAIN")
+                .env_remove("RUSTDOC");
+            cargo
+        }
+    };
+    cargo
+        .args([
+            "build",
+            "--quiet",
+            "--release",
+            "--locked",
+            "--target",
+            TARGET,
+        ])
+        .args(["--package", package])
+        .arg("--target-dir")
+        .arg(&target_dir)
+        // In place, so that plugins/.cargo/config.toml applies.
+        .current_dir(root.join("plugins"))
+        .env_remove("CARGO")
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env_remove("CARGO_BUILD_TARGET")
+        .env_remove("RUSTC_WRAPPER")
+        .env_remove("RUSTC_WORKSPACE_WRAPPER")
+        .stdin(Stdio::null());
+    if matches!(toolchain, Toolchain::Debian { .. }) {
+        cargo.args(["-Z", "build-std=std,panic_abort"]);
+    } else {
+        cargo.env_remove("RUSTC");
+    }
+    let status = cargo
+        .status()
+        .with_context(|| format!("start cargo for {package}"))?;
+    if !status.success() {
+        bail!("the policy {package} does not build; the compiler's messages are above");
+    }
     Ok(())
 }

@@ -165,12 +165,16 @@ fn check_reply(at: &str, reply: &ReplyConfig, class: u16) -> Result<(), String> 
     if let Some(enhanced) = &reply.enhanced
         && !enhanced.starts_with(&format!("{class}."))
     {
-        return Err(format!("{at}.enhanced: {enhanced:?} does not begin with \"{class}.\""));
+        return Err(format!(
+            "{at}.enhanced: {enhanced:?} does not begin with \"{class}.\""
+        ));
     }
     if let Some(text) = &reply.text
         && (text.len() > 400 || text.chars().any(char::is_control))
     {
-        return Err(format!("{at}.text: at most 400 bytes without control characters"));
+        return Err(format!(
+            "{at}.text: at most 400 bytes without control characters"
+        ));
     }
     Ok(())
 }
@@ -179,19 +183,27 @@ fn check_action(at: &str, action: &ActionConfig, has_header: bool) -> Result<(),
     match action {
         ActionConfig::Managed(m) => {
             if !(-10..=10).contains(&m.priority) {
-                return Err(format!("{at}.managed.priority: {} is not within -10 to 10", m.priority));
+                return Err(format!(
+                    "{at}.managed.priority: {} is not within -10 to 10",
+                    m.priority
+                ));
             }
             if m.lane.as_deref() == Some("$header") && !has_header {
-                return Err(format!("{at}.managed.lane: \"$header\" needs a \"header\" condition"));
+                return Err(format!(
+                    "{at}.managed.lane: \"$header\" needs a \"header\" condition"
+                ));
             }
-            if m.lane.as_ref().is_some_and(|l| l.is_empty() || l.len() > 64) {
+            if m.lane
+                .as_ref()
+                .is_some_and(|l| l.is_empty() || l.len() > 64)
+            {
                 return Err(format!("{at}.managed.lane: 1 to 64 bytes"));
             }
             Ok(())
         }
-        ActionConfig::Passthrough(p) if p.server.is_empty() => {
-            Err(format!("{at}.passthrough.server: name a server registered for the tenant"))
-        }
+        ActionConfig::Passthrough(p) if p.server.is_empty() => Err(format!(
+            "{at}.passthrough.server: name a server registered for the tenant"
+        )),
         ActionConfig::Passthrough(_) => Ok(()),
         ActionConfig::Refuse(r) => check_reply(&format!("{at}.refuse"), r, 5),
         ActionConfig::Defer(r) => check_reply(&format!("{at}.defer"), r, 4),
@@ -255,7 +267,10 @@ impl Policy for Router {
             });
         }
         if headers.len() > 32 {
-            return Err(format!("rules: {} different header fields; at most 32", headers.len()));
+            return Err(format!(
+                "rules: {} different header fields; at most 32",
+                headers.len()
+            ));
         }
         domains.sort_unstable();
         let reads_tenant = rules.iter().any(|r| !r.tenants.is_empty());
@@ -307,7 +322,11 @@ impl Policy for Router {
             }
         }
         let otherwise = match general {
-            Some(n) => facts.action(&self.rules[n as usize].action, Some(&self.rules[n as usize]), retried),
+            Some(n) => facts.action(
+                &self.rules[n as usize].action,
+                Some(&self.rules[n as usize]),
+                retried,
+            ),
             None => facts.action(&self.default, None, retried),
         };
         Ok(Decision {
@@ -366,7 +385,9 @@ impl Known<'_> {
     fn holds(&self, rule: &Rule) -> bool {
         rule.class.is_none_or(|c| c == self.message.class)
             && (rule.tenants.is_empty()
-                || self.tenant.is_some_and(|t| rule.tenants.iter().any(|r| r == t)))
+                || self
+                    .tenant
+                    .is_some_and(|t| rule.tenants.iter().any(|r| r == t)))
             && (rule.senders.is_empty() || self.from_one_of(&rule.senders))
             && rule.header.as_ref().is_none_or(|h| self.field(h).is_some())
     }
@@ -388,7 +409,9 @@ impl Known<'_> {
             .filter(|h| h.field == rule.field)
             .map(|h| h.value.trim())
             .find(|value| {
-                rule.value.as_ref().is_none_or(|v| v.eq_ignore_ascii_case(value))
+                rule.value
+                    .as_ref()
+                    .is_none_or(|v| v.eq_ignore_ascii_case(value))
                     && rule.prefix.as_ref().is_none_or(|p| {
                         value
                             .get(..p.len())
@@ -427,12 +450,16 @@ impl Known<'_> {
             ActionConfig::Refuse(r) => Action::refuse(
                 r.code.unwrap_or(550),
                 r.enhanced.as_deref().unwrap_or("5.7.1"),
-                r.text.as_deref().unwrap_or("refused by the sender's routing policy"),
+                r.text
+                    .as_deref()
+                    .unwrap_or("refused by the sender's routing policy"),
             ),
             ActionConfig::Defer(r) => Action::defer(
                 r.code.unwrap_or(451),
                 r.enhanced.as_deref().unwrap_or("4.7.1"),
-                r.text.as_deref().unwrap_or("deferred by the sender's routing policy"),
+                r.text
+                    .as_deref()
+                    .unwrap_or("deferred by the sender's routing policy"),
             ),
         }
     }

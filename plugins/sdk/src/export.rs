@@ -78,7 +78,7 @@ macro_rules! log_exporter {
                 }
             }
 
-            $crate::export::wit::export_exporter!(Exported with_types_in $crate::export::wit);
+    $crate::export::wit::export_exporter!(Exported with_types_in $crate::export::wit);
         };
     };
 }

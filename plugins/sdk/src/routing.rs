@@ -70,7 +70,9 @@ impl Message {
 
     /// Domain of the reverse-path as the client wrote it; empty for the null reverse-path.
     pub fn sender_domain(&self) -> &str {
-        self.sender.rfind('@').map_or("", |at| &self.sender[at + 1..])
+        self.sender
+            .rfind('@')
+            .map_or("", |at| &self.sender[at + 1..])
     }
 }
 
@@ -155,8 +157,7 @@ macro_rules! routing_policy {
 
             impl $crate::routing::wit::exports::tidegate::policy::setup::Guest for Exported {
                 fn init(config: String) -> Result<$crate::routing::Descriptor, String> {
-                    let (policy, descriptor) =
-                        <$policy as $crate::routing::Policy>::init(&config)?;
+                    let (policy, descriptor) = <$policy as $crate::routing::Policy>::init(&config)?;
                     if POLICY.set(policy).is_err() {
                         return Err("init was called twice".to_owned());
                     }
@@ -172,9 +173,7 @@ macro_rules! routing_policy {
                     message: $crate::routing::Message,
                 ) -> Result<$crate::routing::Decision, $crate::routing::PolicyError> {
                     match POLICY.get() {
-                        Some(policy) => {
-                            $crate::routing::Policy::decide(policy, why, message)
-                        }
+                        Some(policy) => $crate::routing::Policy::decide(policy, why, message),
                         None => Err($crate::routing::PolicyError::Broken(
                             "init was not called".to_owned(),
                         )),
@@ -182,7 +181,7 @@ macro_rules! routing_policy {
                 }
             }
 
-            $crate::routing::wit::export_routing!(Exported with_types_in $crate::routing::wit);
+    $crate::routing::wit::export_routing!(Exported with_types_in $crate::routing::wit);
         };
     };
 }

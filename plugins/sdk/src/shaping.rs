@@ -49,8 +49,7 @@ macro_rules! shaping_policy {
 
             impl $crate::shaping::wit::exports::tidegate::policy::setup::Guest for Exported {
                 fn init(config: String) -> Result<$crate::shaping::Descriptor, String> {
-                    let (policy, descriptor) =
-                        <$policy as $crate::shaping::Policy>::init(&config)?;
+                    let (policy, descriptor) = <$policy as $crate::shaping::Policy>::init(&config)?;
                     if POLICY.set(policy).is_err() {
                         return Err("init was called twice".to_owned());
                     }
@@ -67,9 +66,7 @@ macro_rules! shaping_policy {
                     lanes: Vec<$crate::shaping::LaneState>,
                 ) -> Result<$crate::shaping::Plan, $crate::shaping::PolicyError> {
                     match POLICY.get() {
-                        Some(policy) => {
-                            $crate::shaping::Policy::plan(policy, now, &state, lanes)
-                        }
+                        Some(policy) => $crate::shaping::Policy::plan(policy, now, &state, lanes),
                         None => Err($crate::shaping::PolicyError::Broken(
                             "init was not called".to_owned(),
                         )),
@@ -77,7 +74,7 @@ macro_rules! shaping_policy {
                 }
             }
 
-            $crate::shaping::wit::export_shaping!(Exported with_types_in $crate::shaping::wit);
+    $crate::shaping::wit::export_shaping!(Exported with_types_in $crate::shaping::wit);
         };
     };
 }

@@ -1,0 +1,383 @@
+//! The wasmtime engine, its limits, and one call in a fresh instance.
+//!
+//! An instance lives for one call: no call sees what another left behind, a trap or overrun
+//! needs no clean-up, and a revision is swapped between two calls, never within one. The
+//! call runs on a fiber and gives its thread back each millisecond.
+
+use std::future::Future;
+use std::hash::{Hash, Hasher};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
+use wasmtime::{
+    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Store,
+    StoreLimits, StoreLimitsBuilder, Trap, UpdateDeadline,
+};
+
+use crate::answer::tidy;
+use crate::journal::{CallBudget, LineRate};
+use crate::limits;
+use crate::prepare::Prepared;
+use crate::ticker::{Running, Ticker};
+use crate::worlds::{Descriptor, World, v1};
+
+/// The engine could not be made, or a revision not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error(
+        "the WebAssembly engine can't start: {0}; it needs 20 GiB of address space (ulimit -v)"
+    )]
+    Engine(String),
+    /// Also when the compiled code is of another build of the gateway: prepare it again.
+    #[error("revision {digest} can't be loaded: {reason}")]
+    Revision { digest: String, reason: String },
+}
+
+/// Why a call gave no usable answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Failure {
+    /// By the policy's own word: not now.
+    #[error("{0}")]
+    Temporary(String),
+    /// By the policy's own word: never.
+    #[error("the policy says it is broken: {0}")]
+    Broken(String),
+    #[error("invalid answer: {0}")]
+    Invalid(String),
+    #[error("trap: {0}")]
+    Trap(String),
+    #[error("stopped after {0} ms")]
+    Overrun(u32),
+    #[error("too many calls at the same time")]
+    Busy,
+}
+
+/// One per process. Cloning shares it.
+#[derive(Clone)]
+pub struct PolicyEngine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: Engine,
+    linker: Linker<CallState>,
+    ticker: Ticker,
+    started: Instant,
+}
+
+/// A revision loaded into an engine, ready for calls.
+pub struct Active {
+    pub digest: Arc<str>,
+    pub world: World,
+    pub descriptor: Descriptor,
+    pub(crate) pre: InstancePre<CallState>,
+    pub(crate) guest: v1::Guest,
+    lines: LineRate,
+    calls: AtomicU64,
+    failures: AtomicU64,
+    micros: AtomicU64,
+}
+
+impl Active {
+    /// Calls made, those among them that failed, and the time all took, in microseconds.
+    pub fn counts(&self) -> (u64, u64, u64) {
+        (
+            self.calls.load(Ordering::Relaxed),
+            self.failures.load(Ordering::Relaxed),
+            self.micros.load(Ordering::Relaxed),
+        )
+    }
+}
+
+/// What a store carries.
+pub(crate) struct CallState {
+    limits: StoreLimits,
+    ticks: u32,
+    budget_ms: u32,
+    second: u32,
+    journal: CallBudget,
+    /// None during `init`.
+    active: Option<Arc<Active>>,
+    _running: Running,
+}
+
+impl CallState {
+    pub fn overran(&self) -> bool {
+        self.ticks > self.budget_ms
+    }
+
+    /// `log.write`.
+    pub fn write_line(&mut self, level: v1::Level, text: &str) {
+        let Some(active) = &self.active else { return };
+        let Some(text) = self.journal.take(text) else {
+            return;
+        };
+        if !active.lines.take(self.second) {
+            return;
+        }
+        let (policy, digest) = (&active.descriptor.name, &active.digest[..12]);
+        match level {
+            v1::Level::Debug => tracing::debug!(target: "policy", policy, digest, "{text}"),
+            v1::Level::Info => tracing::info!(target: "policy", policy, digest, "{text}"),
+            v1::Level::Warn => tracing::warn!(target: "policy", policy, digest, "{text}"),
+        }
+    }
+}
+
+/// Instances whose memory stays mapped; more than run at once, so that a slot often finds
+/// the image of the revision it last held.
+const SLOTS: u32 = 256;
+const PREPARING_SLOTS: u32 = 4;
+
+fn config(slots: u32, core_instances: u32) -> Config {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(slots)
+        .total_core_instances(slots * core_instances)
+        .max_core_instances_per_component(core_instances)
+        .total_memories(slots)
+        .max_memories_per_component(1)
+        .max_memories_per_module(1)
+        .max_memory_size(limits::MEMORY)
+        .total_tables(slots * limits::TABLES)
+        .max_tables_per_component(limits::TABLES)
+        .max_tables_per_module(limits::TABLES)
+        .table_elements(limits::TABLE_ELEMENTS)
+        .total_stacks(slots)
+        .max_unused_warm_slots(slots)
+        .linear_memory_keep_resident(64 * 1024)
+        .table_keep_resident(4 * 1024)
+        .pagemap_scan(Enabled::No);
+    let mut config = Config::new();
+    config
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
+        .wasm_component_model(true)
+        .wasm_memory64(false)
+        .wasm_multi_memory(false)
+        .wasm_relaxed_simd(false)
+        .concurrency_support(false)
+        .cranelift_opt_level(OptLevel::Speed)
+        // One answer on every machine, so that a decision can be replayed.
+        .cranelift_nan_canonicalization(true)
+        .epoch_interruption(true)
+        .memory_init_cow(true)
+        .memory_reservation(64 * 1024 * 1024)
+        .memory_guard_size(64 * 1024)
+        .max_wasm_stack(limits::WASM_STACK)
+        .async_stack_size(limits::ASYNC_STACK);
+    config
+}
+
+impl PolicyEngine {
+    /// The engine of a gateway: runs revisions.
+    pub fn new() -> Result<Self, LoadError> {
+        Self::with(config(SLOTS, limits::CORE_INSTANCES))
+    }
+
+    /// An engine that only prepares revisions: the same code, little address space, and
+    /// room for the module that reads the snapshot out.
+    pub fn for_preparing() -> Result<Self, LoadError> {
+        Self::with(config(PREPARING_SLOTS, limits::CORE_INSTANCES + 1))
+    }
+
+    fn with(config: Config) -> Result<Self, LoadError> {
+        let fail = |e: wasmtime::Error| LoadError::Engine(format!("{e:#}"));
+        let engine = Engine::new(&config).map_err(fail)?;
+        let mut linker = Linker::new(&engine);
+        v1::add_to_linker::<CallState, HasSelf<CallState>>(&mut linker, |state| state)
+            .map_err(fail)?;
+        let ticker = Ticker::start(&engine).map_err(|e| LoadError::Engine(e.to_string()))?;
+        Ok(PolicyEngine {
+            inner: Arc::new(Inner {
+                engine,
+                linker,
+                ticker,
+                started: Instant::now(),
+            }),
+        })
+    }
+
+    pub(crate) fn wasmtime(&self) -> &Engine {
+        &self.inner.engine
+    }
+
+    pub(crate) fn linker(&self) -> &Linker<CallState> {
+        &self.inner.linker
+    }
+
+    /// Milliseconds since the engine was made.
+    pub(crate) fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.inner.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Differs between builds and settings that can't share compiled code.
+    pub(crate) fn compatibility(&self) -> [u8; 32] {
+        struct Sha(aws_lc_rs::digest::Context);
+        impl Hasher for Sha {
+            fn write(&mut self, bytes: &[u8]) {
+                self.0.update(bytes);
+            }
+            fn finish(&self) -> u64 {
+                0
+            }
+        }
+        let mut sha = Sha(aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256));
+        self.inner
+            .engine
+            .precompile_compatibility_hash()
+            .hash(&mut sha);
+        let mut hash = [0; 32];
+        hash.copy_from_slice(sha.0.finish().as_ref());
+        hash
+    }
+
+    /// Makes a prepared revision ready for calls.
+    pub fn load(&self, prepared: &Prepared) -> Result<Active, LoadError> {
+        let fail = |e: wasmtime::Error| LoadError::Revision {
+            digest: prepared.digest.clone(),
+            reason: tidy(&format!("{e:#}"), 1024),
+        };
+        // SAFETY: `Prepared` can't be made outside this crate, and its code is what
+        // `Engine::precompile_component` returned: in this process, in the worker process
+        // that this gateway started from its own binary, or in a file whose MAC under
+        // the node's key was checked when it was read. wasmtime itself refuses code of
+        // another version or of other settings.
+        let component = unsafe { Component::deserialize(self.wasmtime(), prepared.code()) };
+        let pre = self
+            .linker()
+            .instantiate_pre(&component.map_err(fail)?)
+            .map_err(fail)?;
+        let guest = v1::Guest::find(prepared.world, &pre).map_err(fail)?;
+        let active = Active {
+            digest: prepared.digest.as_str().into(),
+            world: prepared.world,
+            descriptor: prepared.descriptor.clone(),
+            pre,
+            guest,
+            lines: LineRate::default(),
+            calls: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            micros: AtomicU64::new(0),
+        };
+        // Once, that calls need not: the types of the exports are those of the world.
+        let mut store = self.store(limits::INIT_MS, limits::ANSWER, None);
+        store.epoch_deadline_callback(|mut cx| Ok(interrupt(cx.data_mut())));
+        let instance = active.pre.instantiate(&mut store).map_err(fail)?;
+        active
+            .guest
+            .check_types(&mut store, &instance)
+            .map_err(fail)?;
+        Ok(active)
+    }
+
+    /// A store with every limit set.
+    pub(crate) fn store(
+        &self,
+        budget_ms: u32,
+        answer_bytes: usize,
+        active: Option<Arc<Active>>,
+    ) -> Store<CallState> {
+        let instances = limits::CORE_INSTANCES as usize + usize::from(active.is_none());
+        let state = CallState {
+            limits: StoreLimitsBuilder::new()
+                .memory_size(limits::MEMORY)
+                .memories(1)
+                .tables(limits::TABLES as usize)
+                .table_elements(limits::TABLE_ELEMENTS)
+                .instances(instances)
+                .build(),
+            ticks: 0,
+            budget_ms,
+            second: (self.uptime_ms() / 1000) as u32,
+            journal: CallBudget::default(),
+            active,
+            _running: self.inner.ticker.begin(),
+        };
+        let mut store = Store::new(self.wasmtime(), state);
+        store.limiter(|state| &mut state.limits);
+        store.set_hostcall_fuel(answer_bytes);
+        store.set_epoch_deadline(1);
+        store
+    }
+
+    /// Runs one call of a revision: `call` instantiates and asks. Returns what it returned
+    /// and how long it ran, in microseconds; time in which it had given its thread to others
+    /// does not count.
+    pub(crate) async fn call<R, F>(
+        &self,
+        active: &Arc<Active>,
+        budget_ms: u32,
+        answer_bytes: usize,
+        call: F,
+    ) -> (Result<R, Failure>, u32)
+    where
+        F: AsyncFnOnce(&mut Store<CallState>) -> wasmtime::Result<R>,
+    {
+        let mut spent = Duration::ZERO;
+        let result = {
+            let begun = Instant::now();
+            let mut store = self.store(budget_ms, answer_bytes, Some(active.clone()));
+            store.epoch_deadline_callback(|mut cx| {
+                Ok(match interrupt(cx.data_mut()) {
+                    UpdateDeadline::Continue(ticks) => {
+                        UpdateDeadline::YieldCustom(ticks, Box::pin(tokio::task::yield_now()))
+                    }
+                    stop => stop,
+                })
+            });
+            spent += begun.elapsed();
+            let result = timed(&mut spent, call(&mut store)).await;
+            let result = result.map_err(|error| failure(store.data(), &error));
+            let ending = Instant::now();
+            drop(store);
+            spent += ending.elapsed();
+            result
+        };
+        let micros = u32::try_from(spent.as_micros()).unwrap_or(u32::MAX);
+        active.calls.fetch_add(1, Ordering::Relaxed);
+        active.micros.fetch_add(micros.into(), Ordering::Relaxed);
+        (result, micros)
+    }
+}
+
+impl Active {
+    pub(crate) fn count_failure(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a tick: go on for one more, or stop.
+pub(crate) fn interrupt(state: &mut CallState) -> UpdateDeadline {
+    state.ticks += 1;
+    if state.overran() {
+        UpdateDeadline::Interrupt
+    } else {
+        UpdateDeadline::Continue(1)
+    }
+}
+
+/// What went wrong, in words for people.
+pub(crate) fn failure(state: &CallState, error: &wasmtime::Error) -> Failure {
+    if state.overran() {
+        return Failure::Overrun(state.budget_ms);
+    }
+    let text = match error.downcast_ref::<Trap>() {
+        Some(trap) => trap.to_string(),
+        None => error.root_cause().to_string(),
+    };
+    Failure::Trap(tidy(&text, limits::TEXT))
+}
+
+/// Runs a future and adds up the time its polls take.
+async fn timed<F: Future>(spent: &mut Duration, future: F) -> F::Output {
+    let mut future = pin!(future);
+    std::future::poll_fn(|cx| {
+        let begun = Instant::now();
+        let polled = future.as_mut().poll(cx);
+        *spent += begun.elapsed();
+        polled
+    })
+    .await
+}

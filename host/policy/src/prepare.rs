@@ -1,0 +1,156 @@
+//! From an upload to a revision that can be loaded: checked, initialised, compiled.
+//!
+//! This compiles untrusted code, which takes seconds and hundreds of megabytes for the
+//! worst uploads within the limits: a gateway does it in [`crate::worker`].
+
+use aws_lc_rs::digest::{Context, SHA256};
+use serde::{Deserialize, Serialize};
+use wit_component::ComponentEncoder;
+
+use crate::engine::PolicyEngine;
+use crate::worlds::{Descriptor, World};
+use crate::{init, inspect, limits};
+
+/// What somebody sent: a core module or a component, and its configuration text.
+#[derive(Clone, Copy, Debug)]
+pub struct Upload<'a> {
+    pub component: &'a [u8],
+    pub config: &'a str,
+}
+
+/// Why an upload is not accepted, in words for its author.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind", content = "text")]
+pub enum Refused {
+    #[error("too large: {0}")]
+    TooLarge(String),
+    #[error("not a WebAssembly module or component: {0}")]
+    NotWasm(String),
+    #[error("missing export: {0}")]
+    MissingExport(String),
+    #[error("import not granted: {0}")]
+    Import(String),
+    #[error("world of another version: {0}")]
+    Version(String),
+    /// By the guest's own words.
+    #[error("the policy refuses its configuration: {0}")]
+    Config(String),
+    /// It trapped, overran, or its descriptor is out of bounds.
+    #[error("init failed: {0}")]
+    Init(String),
+    #[error("can't be compiled: {0}")]
+    Compile(String),
+    #[error("the compile worker failed: {0}")]
+    Worker(String),
+}
+
+/// A revision ready to be loaded. Made by [`prepare`], by the worker process or by the
+/// code cache, and by nothing else: its code is native code.
+#[derive(Clone, Debug)]
+pub struct Prepared {
+    /// Hex SHA-256 over world, component and configuration.
+    pub digest: String,
+    pub world: World,
+    pub descriptor: Descriptor,
+    code: Vec<u8>,
+}
+
+impl Prepared {
+    /// `code` must be what `Engine::precompile_component` returned.
+    pub(crate) fn new(digest: String, world: World, descriptor: Descriptor, code: Vec<u8>) -> Self {
+        Prepared {
+            digest,
+            world,
+            descriptor,
+            code,
+        }
+    }
+
+    pub(crate) fn code(&self) -> &[u8] {
+        &self.code
+    }
+
+    /// Bytes of compiled code.
+    pub fn code_size(&self) -> usize {
+        self.code.len()
+    }
+}
+
+/// The name of a revision: what it was made of decides what it is.
+pub fn revision_digest(world: World, upload: &Upload<'_>) -> String {
+    let mut sha = Context::new(&SHA256);
+    for part in [
+        b"tidegate revision 1".as_slice(),
+        world.as_str().as_bytes(),
+        upload.component,
+        upload.config.as_bytes(),
+    ] {
+        sha.update(&(part.len() as u64).to_be_bytes());
+        sha.update(part);
+    }
+    hex(sha.finish().as_ref())
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String can't fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// Checks, initialises and compiles an upload. Blocks for as long as that takes.
+pub fn prepare(engine: &PolicyEngine, upload: &Upload<'_>) -> Result<Prepared, Refused> {
+    if upload.component.len() > limits::UPLOAD {
+        return Err(Refused::TooLarge(format!(
+            "{} bytes; at most {}",
+            upload.component.len(),
+            limits::UPLOAD
+        )));
+    }
+    if upload.config.len() > limits::CONFIG {
+        return Err(Refused::TooLarge(format!(
+            "a configuration of {} bytes; at most {}",
+            upload.config.len(),
+            limits::CONFIG
+        )));
+    }
+    let shape = inspect::inspect(upload.component)?;
+    let world = shape.world()?;
+    let encoded;
+    let component = if shape.is_component {
+        upload.component
+    } else {
+        encoded = ComponentEncoder::default()
+            .module(upload.component)
+            .and_then(|encoder| encoder.validate(true).encode())
+            .map_err(|e| Refused::MissingExport(format!("{e:#}")))?;
+        // The wrapped one must be of the same world: its types came with the module.
+        if inspect::inspect(&encoded)?.world()? != world {
+            return Err(Refused::MissingExport(
+                "its exports and its component-type section are of different worlds".to_owned(),
+            ));
+        }
+        encoded.as_slice()
+    };
+    let (snapshot, descriptor) = init::initialise(engine, component, upload.config)?;
+    if snapshot.len() > limits::SNAPSHOT {
+        return Err(Refused::TooLarge(format!(
+            "{} bytes after init; at most {}",
+            snapshot.len(),
+            limits::SNAPSHOT
+        )));
+    }
+    let descriptor = descriptor.check().map_err(Refused::Init)?;
+    let code = engine
+        .wasmtime()
+        .precompile_component(&snapshot)
+        .map_err(|e| Refused::Compile(format!("{e:#}")))?;
+    let prepared = Prepared::new(revision_digest(world, upload), world, descriptor, code);
+    // Finds what only shows at run time: limits of the pool, types of the exports.
+    engine
+        .load(&prepared)
+        .map_err(|e| Refused::Compile(e.to_string()))?;
+    Ok(prepared)
+}
