@@ -186,7 +186,7 @@ pub(crate) async fn upload(
                 context.max_component
             ),
         )
-        .remedy("build it for size (opt-level \"s\", strip), or raise policy.max_component_size"));
+        .remedy("build it for size (opt-level \"s\", strip)"));
     }
     let revision = context
         .host

@@ -1,0 +1,675 @@
+//! Reading the file: every mistake is told with its place, its key and its remedy.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use toml::de::{DeTable, DeValue};
+
+use super::{Config, ListenerTls, Span, resolver_address};
+
+/// A configuration with the paths made absolute.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub config: Config,
+    /// The file it came from.
+    pub path: PathBuf,
+}
+
+/// One mistake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// From 1; `None` where the key is not in the file.
+    pub at: Option<(usize, usize)>,
+    /// `delivery.lifetime`; empty where no key is concerned.
+    pub key: String,
+    pub message: String,
+    pub remedy: String,
+}
+
+/// Everything that is wrong with a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    pub path: PathBuf,
+    pub problems: Vec<Problem>,
+}
+
+impl std::error::Error for ConfigError {}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, problem) in self.problems.iter().enumerate() {
+            if n > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{}", self.path.display())?;
+            if let Some((line, column)) = problem.at {
+                write!(f, ":{line}:{column}")?;
+            }
+            if !problem.key.is_empty() {
+                write!(f, ": {}", problem.key)?;
+            }
+            write!(f, ": {}", problem.message)?;
+            if !problem.remedy.is_empty() {
+                write!(f, "\n  remedy: {}", problem.remedy)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reads, checks and completes the file.
+///
+/// # Errors
+/// All mistakes found; a file that is not TOML has one.
+pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|e| ConfigError {
+        path: path.to_owned(),
+        problems: vec![Problem {
+            at: None,
+            key: String::new(),
+            message: format!("the configuration can't be read: {e}"),
+            remedy: if e.kind() == std::io::ErrorKind::NotFound {
+                "make one with: tidegate init, or name another with --config FILE".to_owned()
+            } else {
+                "make the file readable for the user that runs tidegate".to_owned()
+            },
+        }],
+    })?;
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut config = parse(&text).map_err(|problems| ConfigError {
+        path: path.clone(),
+        problems,
+    })?;
+    if let Ok(database) = std::env::var("TIDEGATE_DATABASE") {
+        config.database = database;
+    }
+    let base = path.parent().unwrap_or(Path::new("/"));
+    absolute(&mut config, base);
+    Ok(Loaded { config, path })
+}
+
+/// Makes every path count from the file's directory.
+fn absolute(config: &mut Config, base: &Path) {
+    for path in [
+        &mut config.data_dir,
+        &mut config.master_key_file,
+        &mut config.tls.certificate,
+        &mut config.tls.key,
+        &mut config.admin.token_file,
+    ] {
+        *path = base.join(&*path);
+    }
+    if let Some(path) = &mut config.delivery.trust_anchors {
+        *path = base.join(&*path);
+    }
+    for export in config.export.values_mut() {
+        if let Some(dir) = &mut export.dir {
+            *dir = base.join(&*dir);
+        }
+    }
+}
+
+/// From text to a configuration whose values make sense.
+pub(super) fn parse(text: &str) -> Result<Config, Vec<Problem>> {
+    let config: Config = toml::from_str(text).map_err(|error| vec![explain(text, &error)])?;
+    let mut check = Check {
+        text,
+        problems: Vec::new(),
+    };
+    check.all(&config);
+    if check.problems.is_empty() {
+        Ok(config)
+    } else {
+        Err(check.problems)
+    }
+}
+
+/// Line and column, both from 1, the column in characters.
+fn line_and_column(text: &str, offset: usize) -> (usize, usize) {
+    let before = &text[..text.floor_char_boundary(offset.min(text.len()))];
+    let line_start = before.rfind('\n').map_or(0, |n| n + 1);
+    (
+        before.matches('\n').count() + 1,
+        before[line_start..].chars().count() + 1,
+    )
+}
+
+/// Turns the parser's words into a problem with a key and a remedy.
+fn explain(text: &str, error: &toml::de::Error) -> Problem {
+    let span = error.span();
+    let key = span
+        .as_ref()
+        .and_then(|span| key_at(text, span.start))
+        .unwrap_or_default();
+    let raw = error.message();
+    let quoted: Vec<&str> = raw.split('`').skip(1).step_by(2).collect();
+    let (message, remedy) = if let Some(rest) = raw.strip_prefix("unknown field ") {
+        let unknown = quoted.first().copied().unwrap_or(rest);
+        let known = &quoted[1.min(quoted.len())..];
+        let near = known
+            .iter()
+            .map(|k| (distance(unknown, k), *k))
+            .filter(|(d, _)| *d <= 2 + unknown.len() / 4)
+            .min()
+            .map(|(_, k)| format!("did you mean `{k}`? "))
+            .unwrap_or_default();
+        (
+            format!("there is no key `{unknown}` here"),
+            format!("{near}the keys here are: {}", known.join(", ")),
+        )
+    } else if let Some((what, how)) = raw.split_once(": write ") {
+        (what.to_owned(), format!("write {how}"))
+    } else if raw.starts_with("unknown variant") {
+        (
+            format!(
+                "{:?} is not one of the choices",
+                quoted.first().unwrap_or(&"")
+            ),
+            format!(
+                "choose one of: {}",
+                quoted.get(1..).unwrap_or_default().join(", ")
+            ),
+        )
+    } else if raw.contains("socket address") {
+        (
+            "not an address with a port".to_owned(),
+            "write it like \"127.0.0.1:587\" or \"[::]:587\"".to_owned(),
+        )
+    } else if raw.starts_with("invalid type") || raw.starts_with("invalid value") {
+        (
+            raw.trim().to_owned(),
+            "see the key's entry in the operator's manual: tidegate docs".to_owned(),
+        )
+    } else {
+        (
+            raw.trim().replace('\n', ", "),
+            "see https://toml.io for the syntax".to_owned(),
+        )
+    };
+    Problem {
+        at: span.map(|span| line_and_column(text, span.start)),
+        key,
+        message,
+        remedy,
+    }
+}
+
+/// Edits between two words, for "did you mean".
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, ca) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, cb) in b.iter().enumerate() {
+            let cost = usize::from(ca != *cb);
+            let next = (diagonal + cost).min(row[j] + 1).min(row[j + 1] + 1);
+            diagonal = row[j + 1];
+            row[j + 1] = next;
+        }
+    }
+    row[b.len()]
+}
+
+/// The dotted key whose name or value covers the offset.
+fn key_at(text: &str, offset: usize) -> Option<String> {
+    fn in_table(table: &DeTable<'_>, offset: usize, path: &str) -> Option<String> {
+        for (key, value) in table {
+            let here = if path.is_empty() {
+                key.get_ref().to_string()
+            } else {
+                format!("{path}.{}", key.get_ref())
+            };
+            if key.span().contains(&offset) {
+                return Some(here);
+            }
+            if let Some(found) = in_value(value.get_ref(), offset, &here) {
+                return Some(found);
+            }
+            if value.span().contains(&offset) {
+                return Some(here);
+            }
+        }
+        None
+    }
+    fn in_value(value: &DeValue<'_>, offset: usize, path: &str) -> Option<String> {
+        match value {
+            DeValue::Table(table) => in_table(table, offset, path),
+            DeValue::Array(items) => items.iter().find_map(|item| {
+                in_value(item.get_ref(), offset, path)
+                    .or_else(|| item.span().contains(&offset).then(|| path.to_owned()))
+            }),
+            _ => None,
+        }
+    }
+    let table = DeTable::parse(text).ok()?;
+    in_table(table.get_ref(), offset, "")
+}
+
+/// Where the value of a dotted key stands; array positions are numbers.
+fn place_of(text: &str, key: &str) -> Option<(usize, usize)> {
+    let root = DeTable::parse(text).ok()?;
+    let mut place = None;
+    let mut table = Some(root.get_ref());
+    let mut array: Option<&toml::de::DeArray<'_>> = None;
+    for part in key.split('.') {
+        let value = if let Ok(index) = part.parse::<usize>() {
+            array?.get(index)?
+        } else {
+            let (_, value) = table?.iter().find(|(k, _)| k.get_ref() == part)?;
+            value
+        };
+        place = Some(value.span().start);
+        table = match value.get_ref() {
+            DeValue::Table(t) => Some(t),
+            _ => None,
+        };
+        array = match value.get_ref() {
+            DeValue::Array(a) => Some(a),
+            _ => None,
+        };
+    }
+    place.map(|offset| line_and_column(text, offset))
+}
+
+/// The checks that types can't do.
+struct Check<'a> {
+    text: &'a str,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn fail(&mut self, key: &str, message: impl Into<String>, remedy: impl Into<String>) {
+        // An element that is not written itself is placed at the nearest table that is.
+        let mut place = None;
+        let mut prefix = key;
+        while place.is_none() {
+            place = place_of(self.text, prefix);
+            match prefix.rfind('.') {
+                Some(dot) => prefix = &prefix[..dot],
+                None => break,
+            }
+        }
+        self.problems.push(Problem {
+            at: place,
+            key: key.to_owned(),
+            message: message.into(),
+            remedy: remedy.into(),
+        });
+    }
+
+    fn positive(&mut self, key: &str, value: u64) {
+        if value == 0 {
+            self.fail(key, "must not be zero", "give a number of 1 or more");
+        }
+    }
+
+    fn at_least(&mut self, key: &str, value: Span, least: Span) {
+        if value < least {
+            self.fail(
+                key,
+                format!("{value} is too short"),
+                format!("use {least} or more"),
+            );
+        }
+    }
+
+    fn all(&mut self, config: &Config) {
+        self.top(config);
+        self.submission(config);
+        self.delivery(config);
+        self.rest(config);
+    }
+
+    fn top(&mut self, config: &Config) {
+        if let Some(name) = &config.hostname {
+            let label = |l: &str| {
+                (1..=63).contains(&l.len())
+                    && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+                    && !l.starts_with('-')
+                    && !l.ends_with('-')
+            };
+            if name.len() > 253 || !name.split('.').all(label) {
+                self.fail(
+                    "hostname",
+                    format!("{name:?} is not a host name"),
+                    "write the fully qualified name, such as \"mail.crm.example\"",
+                );
+            }
+        }
+        let database = &config.database;
+        if database != "sqlite"
+            && !database.starts_with("postgres://")
+            && !database.starts_with("postgresql://")
+        {
+            self.fail(
+                "database",
+                format!("{:?} is not a known database", config.shown_database()),
+                "use \"sqlite\" or \"postgres://user@host/database\"",
+            );
+        }
+    }
+
+    fn submission(&mut self, config: &Config) {
+        let submission = &config.submission;
+        if submission.max_message_size.get() < 64 * 1024 {
+            self.fail(
+                "submission.max_message_size",
+                "too small for real mail",
+                "use 64KiB or more (RFC 5321 s. 4.5.3.1.7)",
+            );
+        }
+        if submission.max_recipients < 100 {
+            self.fail(
+                "submission.max_recipients",
+                "a server must take 100 recipients (RFC 5321 s. 4.5.3.1.8)",
+                "use 100 or more",
+            );
+        }
+        self.positive(
+            "submission.max_connections",
+            submission.max_connections.into(),
+        );
+        self.positive(
+            "submission.max_connections_per_address",
+            submission.max_connections_per_address.into(),
+        );
+        self.at_least(
+            "submission.idle_timeout",
+            submission.idle_timeout,
+            Span::secs(1),
+        );
+        self.at_least(
+            "submission.session_timeout",
+            submission.session_timeout,
+            Span::secs(1),
+        );
+        let mut seen: BTreeSet<SocketAddr> = BTreeSet::new();
+        for (n, listener) in submission.listener.iter().enumerate() {
+            let key = |field: &str| format!("submission.listener.{n}.{field}");
+            if listener.allow_plain_auth && !listener.address.ip().is_loopback() {
+                self.fail(
+                    &key("allow_plain_auth"),
+                    format!(
+                        "passwords would cross the network in clear on {}",
+                        listener.address
+                    ),
+                    "remove it, or give the listener a loopback address",
+                );
+            }
+            if listener.tls == ListenerTls::None && !listener.allow_plain_auth {
+                self.fail(
+                    &key("tls"),
+                    "without TLS and without allow_plain_auth nobody could log in",
+                    "use \"starttls\" or \"implicit\", or set allow_plain_auth on a loopback address",
+                );
+            }
+            if listener.address.port() != 0 && !seen.insert(listener.address) {
+                self.fail(
+                    &key("address"),
+                    format!("{} is listed twice", listener.address),
+                    "remove one of the listeners or change its port",
+                );
+            }
+        }
+    }
+
+    fn delivery(&mut self, config: &Config) {
+        let delivery = &config.delivery;
+        self.at_least("delivery.lifetime", delivery.lifetime, Span::secs(1));
+        if delivery.lifetime > Span::days(5) {
+            self.fail(
+                "delivery.lifetime",
+                format!("{} is too long", delivery.lifetime),
+                "use 5d or less; the managed relay promises 48h",
+            );
+        }
+        if delivery.retry.is_empty() {
+            self.fail(
+                "delivery.retry",
+                "a schedule needs at least one wait",
+                "remove the key for the default schedule",
+            );
+        }
+        if let Some(short) = delivery.retry.iter().find(|wait| **wait < Span::secs(1)) {
+            self.fail(
+                "delivery.retry",
+                format!("{short} is too short a wait"),
+                "use waits of 1s or more",
+            );
+        }
+        if delivery.jitter > 50 {
+            self.fail(
+                "delivery.jitter",
+                format!("{} per cent is too much", delivery.jitter),
+                "use 0 to 50",
+            );
+        }
+        if delivery.site_backoff > delivery.site_backoff_max {
+            self.fail(
+                "delivery.site_backoff",
+                "is longer than site_backoff_max",
+                "raise site_backoff_max or lower site_backoff",
+            );
+        }
+        for (key, value) in [
+            ("delivery.max_deliveries", delivery.max_deliveries),
+            (
+                "delivery.max_site_connections",
+                delivery.max_site_connections.into(),
+            ),
+            (
+                "delivery.messages_per_connection",
+                delivery.messages_per_connection.into(),
+            ),
+            ("delivery.mx_port", delivery.mx_port.into()),
+        ] {
+            self.positive(key, value.into());
+        }
+        for (n, text) in delivery.resolvers.iter().enumerate() {
+            if resolver_address(text).is_none() {
+                self.fail(
+                    &format!("delivery.resolvers.{n}"),
+                    format!("{text:?} is not an address"),
+                    "write it like \"192.0.2.53\" or \"127.0.0.1:5353\"",
+                );
+            }
+        }
+        let t = &delivery.timeouts;
+        for (key, value) in [
+            ("connect", t.connect),
+            ("banner", t.banner),
+            ("command", t.command),
+            ("data", t.data),
+            ("block", t.block),
+            ("dot", t.dot),
+        ] {
+            self.at_least(
+                &format!("delivery.timeouts.{key}"),
+                value,
+                Span::millis(100),
+            );
+        }
+    }
+
+    fn rest(&mut self, config: &Config) {
+        if config.log.retention < Span::days(7) {
+            self.fail(
+                "log.retention",
+                format!(
+                    "{} is less than the 7 days that are promised",
+                    config.log.retention
+                ),
+                "use \"7d\" or more",
+            );
+        }
+        let header = &config.log.record_header;
+        if header.len() > 100 || !header.bytes().all(|b| (33..=126).contains(&b) && b != b':') {
+            self.fail(
+                "log.record_header",
+                format!("{header:?} is not the name of a header field"),
+                "use printable ASCII without ':' and blanks, or \"\" for none",
+            );
+        }
+        if config
+            .log
+            .level
+            .parse::<tracing_subscriber::EnvFilter>()
+            .is_err()
+        {
+            self.fail(
+                "log.level",
+                format!("{:?} is not a log level", config.log.level),
+                "use error, warn, info, debug or trace",
+            );
+        }
+        for (name, export) in &config.export {
+            let ok = (1..=63).contains(&name.len())
+                && name
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+            if !ok {
+                self.fail(
+                    &format!("export.{name}"),
+                    "not a valid name",
+                    "use lower-case letters, digits and '-'",
+                );
+            }
+            self.positive(
+                &format!("export.{name}.rotate_size"),
+                export.rotate_size.get(),
+            );
+        }
+        if !config.admin.address.ip().is_loopback() {
+            self.fail(
+                "admin.address",
+                format!("{} is not a loopback address", config.admin.address),
+                "use 127.0.0.1 or [::1]; reach it from elsewhere through SSH",
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The problems of a text as `line:column key`.
+    fn problems(text: &str) -> Vec<String> {
+        match parse(text) {
+            Ok(_) => Vec::new(),
+            Err(problems) => problems
+                .iter()
+                .map(|p| {
+                    assert!(!p.message.is_empty() && !p.remedy.is_empty(), "{p:?}");
+                    match p.at {
+                        Some((line, column)) => format!("{line}:{column} {}", p.key),
+                        None => format!("- {}", p.key),
+                    }
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn an_empty_file_is_valid() {
+        let config = parse("").unwrap();
+        assert_eq!(config.delivery.lifetime, Span::hours(48));
+        assert_eq!(config.delivery.delay_notice_after, Span::hours(4));
+        assert_eq!(config.log.retention, Span::days(7));
+    }
+
+    #[test]
+    fn mistakes_are_placed() {
+        for (text, expected) in [
+            ("hostnam = \"a\"\n", "1:1 hostnam"),
+            ("[delivery]\nlifetime = \"48\"\n", "2:12 delivery.lifetime"),
+            ("[delivery]\nlifetime = 48\n", "2:12 delivery.lifetime"),
+            ("\n[log]\n  retention = \"3d\"\n", "3:15 log.retention"),
+            ("[tls]\ncert = \"x\"\n", "2:1 tls.cert"),
+            (
+                "[delivery]\nretry = [\"1m\", \"0s\"]\n",
+                "2:9 delivery.retry",
+            ),
+            (
+                "[delivery]\nretry = [\"1m\", \"soon\"]\n",
+                "2:16 delivery.retry",
+            ),
+            ("[admin]\naddress = \"0.0.0.0:80\"\n", "2:11 admin.address"),
+            ("[admin]\naddress = \"here\"\n", "2:11 admin.address"),
+            (
+                "[[submission.listener]]\naddress = \"[::]:25\"\nallow_plain_auth = true\n",
+                "3:20 submission.listener.0.allow_plain_auth",
+            ),
+            (
+                "[[submission.listener]]\ntls = \"ssl\"\n",
+                "2:7 submission.listener.tls",
+            ),
+            ("[export.\"A b\"]\n", "1:1 export.A b"),
+            (
+                "[delivery]\nresolvers = [\"dns\"]\n",
+                "2:14 delivery.resolvers.0",
+            ),
+            ("hostname = \n", "1:12 "),
+        ] {
+            assert_eq!(problems(text), [expected], "{text}");
+        }
+    }
+
+    #[test]
+    fn all_mistakes_of_a_readable_file_are_told_at_once() {
+        let text = "database = \"mysql\"\n[log]\nretention = \"1d\"\n[delivery]\njitter = 80\n";
+        assert_eq!(
+            problems(text),
+            [
+                "1:12 database",
+                "5:10 delivery.jitter",
+                "3:13 log.retention"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_near_miss_is_named() {
+        let found = parse("[submission]\nmax_mesage_size = \"1MiB\"\n").unwrap_err();
+        assert!(
+            found[0].remedy.contains("did you mean `max_message_size`?"),
+            "{}",
+            found[0].remedy
+        );
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let config = parse("database = \"postgres://u:secret@db/tide\"\n").unwrap();
+        assert_eq!(config.shown_database(), "postgres://u@db/tide");
+        let found = parse("database = \"mysql://u:secret@db/x\"\n").unwrap_err();
+        assert!(!found[0].message.contains("secret"));
+    }
+
+    #[test]
+    fn paths_count_from_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tidegate.toml");
+        std::fs::write(
+            &path,
+            "data_dir = \"data\"\n[export.json]\ndir = \"/srv/x\"\n",
+        )
+        .unwrap();
+        let loaded = load(&path).unwrap();
+        assert_eq!(loaded.config.data_dir, dir.path().join("data"));
+        assert_eq!(loaded.config.tls.key, dir.path().join("tls/key.pem"));
+        assert_eq!(
+            loaded.config.export["json"].dir.as_deref(),
+            Some(Path::new("/srv/x"))
+        );
+    }
+
+    #[test]
+    fn a_missing_file_has_a_remedy() {
+        let error = load(Path::new("/nonexistent/tidegate.toml")).unwrap_err();
+        assert!(error.to_string().contains("tidegate init"), "{error}");
+    }
+}

@@ -1,0 +1,78 @@
+//! What the admin API needs of this process: secrets, the directory, policies.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tidegate_admin::{ApiError, Host, Upload};
+use tidegate_queue::{Activation, Directory, Engine, Fut, Registry, Revision, StoreResult};
+use tokio::sync::Mutex;
+
+use crate::policies::Policies;
+use crate::secrets::{self, CryptoFailed, MasterKey};
+
+pub struct GatewayHost {
+    pub registry: Arc<dyn Registry>,
+    pub directory: Arc<ArcSwap<Directory>>,
+    pub engine: Arc<Engine>,
+    pub key: Arc<MasterKey>,
+    pub policies: Arc<Policies>,
+    pub exporters: Vec<String>,
+    /// One rebuild at a time, or an older state could replace a newer one.
+    pub rebuilding: Mutex<()>,
+}
+
+/// Everything that the registry holds, as the hot path looks it up.
+pub async fn load_directory(registry: &dyn Registry) -> StoreResult<Directory> {
+    Ok(Directory::new(
+        registry.tenants().await?,
+        registry.credentials().await?,
+        registry.servers().await?,
+        registry.relays().await?,
+    ))
+}
+
+fn crypto(error: CryptoFailed) -> ApiError {
+    ApiError::internal(error.to_string())
+}
+
+impl Host for GatewayHost {
+    fn hash_password(&self, password: String) -> Fut<'_, Result<String, ApiError>> {
+        Box::pin(async move {
+            tokio::task::spawn_blocking(move || secrets::hash_password(&password))
+                .await
+                .map_err(|e| ApiError::internal(e.to_string()))?
+                .map_err(crypto)
+        })
+    }
+
+    fn random_password(&self) -> Result<String, ApiError> {
+        secrets::random_password().map_err(crypto)
+    }
+
+    fn seal(&self, secret: &str) -> Result<String, ApiError> {
+        self.key.seal(secret).map_err(crypto)
+    }
+
+    fn directory_changed(&self) -> Fut<'_, StoreResult<()>> {
+        Box::pin(async move {
+            let _one = self.rebuilding.lock().await;
+            let directory = load_directory(&*self.registry).await?;
+            self.policies.directory_changed(&directory);
+            self.directory.store(Arc::new(directory));
+            self.engine.directory_changed();
+            Ok(())
+        })
+    }
+
+    fn upload(&self, upload: Upload) -> Fut<'_, Result<Revision, ApiError>> {
+        Box::pin(self.policies.upload(upload))
+    }
+
+    fn activate(&self, activation: Activation) -> Fut<'_, Result<(), ApiError>> {
+        Box::pin(self.policies.activate(activation))
+    }
+
+    fn exporters(&self) -> Vec<String> {
+        self.exporters.clone()
+    }
+}

@@ -1,0 +1,520 @@
+//! `tidegate serve`: puts the parts together, tells when they are ready, and stops them in order.
+//!
+//! The order of a stop is what keeps mail from being lost or sent twice: first no more mail is
+//! taken and sessions end, then deliveries under way are finished and written down, then
+//! the admin API closes, last the store.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use serde_json::json;
+use tidegate_net::clock::OsClock;
+use tidegate_net::resolver::{DnsConfig, DnsResolver};
+use tidegate_net::sink::{FileSink, FileSinkConfig};
+use tidegate_net::smtp::{Smtp, SmtpConfig, Timeouts, TrustAnchors};
+use tidegate_queue::route::Ceilings;
+use tidegate_queue::shape::Limits;
+use tidegate_queue::{Clock, Engine, Parts, Registry, Settings, Sink, Store, StoreError};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::cli::{Failure, Outcome, ServeArgs};
+use crate::config::{Config, ExportKind, ListenerTls, Loaded};
+use crate::data_dir::DataDir;
+use crate::host::{GatewayHost, load_directory};
+use crate::policies::Policies;
+use crate::secrets::{self, MasterKey};
+use crate::tls::Certificate;
+use crate::{logging, submission};
+
+/// Name of the file in `data_dir` with the admin address in use.
+pub const ADMIN_ADDRESS: &str = "admin.address";
+
+pub fn run(loaded: Loaded, args: &ServeArgs) -> Outcome {
+    let config = &loaded.config;
+    logging::start(
+        &config.log.level,
+        args.log_format.unwrap_or(config.log.format),
+    );
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("tidegate")
+        .build()
+        .map_err(|e| Failure::failed(format!("no threads: {e}"), "raise the process limit"))?;
+    runtime.block_on(serve(&loaded, args))
+}
+
+/// The store with the words for a person where it does not open.
+pub async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Arc<dyn Registry>), Failure> {
+    let options = tidegate_store::Options {
+        owner: config.hostname(),
+        ..tidegate_store::Options::default()
+    };
+    tidegate_store::open(&config.database, &config.data_dir, options)
+        .await
+        .map_err(|error| {
+            let place = if config.database == "sqlite" {
+                config.data_dir.display().to_string()
+            } else {
+                config.shown_database()
+            };
+            let remedy = match &error {
+                StoreError::Full(_) => "free space on the volume",
+                StoreError::Damaged(_) => {
+                    "stop here and keep a copy of the directory; restore the last backup, or see docs/operator.md"
+                }
+                StoreError::Conflict(_) => "stop the other gateway, or give this one a database of its own",
+                StoreError::Fenced(_) | StoreError::Failed(_) => {
+                    "check that the database runs, and that the user of tidegate may use it"
+                }
+            };
+            Failure::failed(
+                format!("the database at {place} does not open: {error}"),
+                remedy,
+            )
+        })
+}
+
+pub fn resolver(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<DnsResolver>, Failure> {
+    let dns = DnsConfig {
+        servers: config.resolvers(),
+        own_names: vec![config.hostname()],
+        allow_private: config.delivery.allow_private_destinations,
+        ..DnsConfig::default()
+    };
+    DnsResolver::new(dns, clock)
+        .map(Arc::new)
+        .map_err(|e| Failure::failed(format!("DNS: {e}"), "set delivery.resolvers"))
+}
+
+fn transport(
+    config: &Config,
+    resolver: Arc<DnsResolver>,
+    clock: Arc<dyn Clock>,
+) -> Result<Smtp, Failure> {
+    let t = &config.delivery.timeouts;
+    let timeouts = Timeouts {
+        connect: t.connect.get(),
+        tls: t.command.get().min(Timeouts::default().tls),
+        banner: t.banner.get(),
+        ehlo: t.command.get(),
+        mail: t.command.get(),
+        rcpt: t.command.get(),
+        envelope: t.command.get() * 3,
+        data: t.data.get(),
+        block: t.block.get(),
+        content: t.block.get() * 20,
+        dot: t.dot.get(),
+    };
+    let smtp = SmtpConfig {
+        mx_port: config.delivery.mx_port,
+        timeouts,
+        trust_anchors: match &config.delivery.trust_anchors {
+            Some(path) => TrustAnchors::File(path.clone()),
+            None => TrustAnchors::WebPki,
+        },
+        allow_private: config.delivery.allow_private_destinations,
+        ..SmtpConfig::new(config.hostname())
+    };
+    Smtp::new(smtp, resolver, clock).map_err(|e| {
+        Failure::failed(
+            e.to_string(),
+            "check delivery.trust_anchors, or remove it for the built-in roots",
+        )
+    })
+}
+
+fn sinks(config: &Config) -> Result<HashMap<String, Arc<dyn Sink>>, Failure> {
+    let mut sinks: HashMap<String, Arc<dyn Sink>> = HashMap::new();
+    for (name, export) in &config.export {
+        let sink = match export.kind {
+            ExportKind::File => {
+                let mut file = FileSinkConfig::new(config.export_dir(name, export), name.clone());
+                file.max_bytes = export.rotate_size.get();
+                file.keep = export.keep;
+                FileSink::open(file).map_err(|e| {
+                    Failure::failed(
+                        e.to_string(),
+                        format!("make export.{name}.dir a directory that tidegate can write to"),
+                    )
+                })?
+            }
+        };
+        sinks.insert(name.clone(), Arc::new(sink));
+    }
+    Ok(sinks)
+}
+
+/// The engine's settings out of the configuration.
+pub fn settings(config: &Config) -> Result<Settings, Failure> {
+    let delivery = &config.delivery;
+    let waits = delivery.retry.iter().map(|wait| wait.get()).collect();
+    let schedule = tidegate_mail::schedule::Schedule::new(waits, u16::from(delivery.jitter) * 10)
+        .map_err(|e| Failure::usage(e.to_string(), "see delivery.retry"))?;
+    let defaults = Settings::default();
+    Ok(Settings {
+        hostname: config.hostname().into(),
+        ceilings: Ceilings {
+            lifetime_secs: delivery.lifetime.whole_secs(),
+            delay_notice_secs: match delivery.delay_notice_after.whole_secs() {
+                0 => None,
+                secs => Some(secs),
+            },
+            ..defaults.ceilings
+        },
+        schedule,
+        site_backoff: (delivery.site_backoff.get(), delivery.site_backoff_max.get()),
+        max_deliveries: delivery.max_deliveries as usize,
+        max_site_connections: delivery.max_site_connections,
+        default_limits: Limits {
+            connections: delivery.max_site_connections,
+            messages_per_connection: delivery.messages_per_connection,
+            ..Limits::default()
+        },
+        content_budget: delivery.memory.as_usize(),
+        record_header: Some(config.log.record_header.clone()).filter(|name| !name.is_empty()),
+        retention: config.log.retention.get(),
+        dsn_return_limit: delivery.return_limit.as_usize(),
+        allow_private_destinations: delivery.allow_private_destinations,
+        exporters: config.export.keys().cloned().collect(),
+        bulk_recipients: delivery.bulk_recipients as usize,
+        ..defaults
+    })
+}
+
+fn master_key(config: &Config) -> Result<Arc<MasterKey>, Failure> {
+    MasterKey::read(&config.master_key_file)
+        .map(Arc::new)
+        .map_err(|e| {
+            Failure::failed(
+                format!("the master key {}: {e}", config.master_key_file.display()),
+                "restore it with mode 0600, or make a new one with: tidegate init --force",
+            )
+        })
+}
+
+fn admin_token(config: &Config) -> Result<String, Failure> {
+    let path = &config.admin.token_file;
+    let token = secrets::read_private(path)
+        .map(|text| text.trim().to_owned())
+        .map_err(|e| e.to_string())
+        .and_then(|token| {
+            if token.len() < 32 {
+                Err("it is shorter than 32 characters".to_owned())
+            } else {
+                Ok(token)
+            }
+        });
+    token.map_err(|reason| {
+        Failure::failed(
+            format!("the admin token {}: {reason}", path.display()),
+            "restore it with mode 0600, or make a new one with: tidegate init --force",
+        )
+    })
+}
+
+async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
+    let config = &loaded.config;
+    if config.submission.listener.is_empty() {
+        return Err(Failure::usage(
+            format!("{}: no listener is configured", loaded.path.display()),
+            "add a [[submission.listener]]",
+        ));
+    }
+    let signals = Signals::new()?;
+    let clock: Arc<dyn Clock> = Arc::new(OsClock);
+    let started_at = clock.now();
+
+    // Everything that may refuse comes before anything that acts.
+    let _held = DataDir::take_or_tell(&config.data_dir)?;
+    let key = master_key(config)?;
+    let token = admin_token(config)?;
+    let certificate = certificate(config)?;
+    let admin_socket = submission::listen("admin API", config.admin.address)?;
+    let sinks = sinks(config)?;
+    let resolver = resolver(config, clock.clone())?;
+    let smtp = Arc::new(transport(config, resolver.clone(), clock.clone())?);
+    let (store, registry) = open_store(config).await?;
+    let stored = |e: StoreError| {
+        Failure::failed(
+            format!("the database can't be read: {e}"),
+            "see docs/operator.md",
+        )
+    };
+    let directory = Arc::new(ArcSwap::from_pointee(
+        load_directory(&*registry).await.map_err(stored)?,
+    ));
+    let policies = Policies::start(config, &key, registry.clone(), directory.clone()).await?;
+
+    let unseal = {
+        let key = key.clone();
+        Arc::new(move |sealed: &str| key.open(sealed))
+    };
+    let engine = Engine::open(Parts {
+        settings: settings(config)?,
+        store: store.clone(),
+        clock: clock.clone(),
+        resolver: resolver.clone(),
+        transport: smtp.clone(),
+        policy: policies.port(),
+        sinks,
+        directory: directory.clone(),
+        unseal,
+        node: config.node,
+    })
+    .await
+    .map_err(stored)?;
+
+    let submission = submission::bind(
+        config,
+        certificate.as_ref(),
+        engine.clone(),
+        directory.clone(),
+        clock.clone(),
+    )?;
+    let addresses = submission
+        .local_addrs()
+        .map_err(|e| Failure::failed(format!("submission: {e}"), ""))?;
+
+    let (stop_engine, engine_stops) = watch::channel(false);
+    let delivering = tokio::spawn(
+        engine
+            .clone()
+            .run(stopped(engine_stops), config.shutdown_grace.get()),
+    );
+    let (stop_submission, submission_stops) = watch::channel(false);
+    let accepting = tokio::spawn(submission.run(stopped(submission_stops)));
+
+    let host = GatewayHost {
+        registry: registry.clone(),
+        directory,
+        engine: engine.clone(),
+        key,
+        policies,
+        exporters: config.export.keys().cloned().collect(),
+        rebuilding: tokio::sync::Mutex::new(()),
+    };
+    let router = tidegate_admin::router(tidegate_admin::Context {
+        engine: engine.clone(),
+        registry,
+        clock: clock.clone(),
+        host: Arc::new(host),
+        token,
+        hostname: config.hostname(),
+        version: env!("CARGO_PKG_VERSION"),
+        started_at,
+        max_component: tidegate_policy::limits::UPLOAD,
+    });
+    let (stop_admin, admin_stops) = watch::channel(false);
+    let (admin_socket, admin_address) = admin_listener(admin_socket)?;
+    let admin = tokio::spawn(tidegate_admin::serve(
+        admin_socket,
+        router,
+        stopped(admin_stops),
+    ));
+
+    ready(config, args, admin_address, &addresses)?;
+    wait(signals, config, certificate.as_deref()).await;
+
+    tracing::info!("stopping: no more mail is taken");
+    notify_manager("STOPPING=1");
+    stop_submission.send_replace(true);
+    if let Err(error) = accepting.await {
+        tracing::error!(%error, "submission did not end in order");
+    }
+    stop_engine.send_replace(true);
+    if let Err(error) = delivering.await {
+        tracing::error!(%error, "the engine did not end in order");
+    }
+    smtp.close_idle().await;
+    stop_admin.send_replace(true);
+    // A client that keeps its connection open must not keep the gateway from ending.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), admin).await;
+    let _ = std::fs::remove_file(config.data_dir.join(ADMIN_ADDRESS));
+    drop((engine, store));
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn certificate(config: &Config) -> Result<Option<Arc<Certificate>>, Failure> {
+    let wanted = config
+        .submission
+        .listener
+        .iter()
+        .any(|l| l.tls != ListenerTls::None);
+    if !wanted {
+        return Ok(None);
+    }
+    Certificate::load(&config.tls).map(Some).map_err(|e| {
+        Failure::failed(
+            format!("the certificate can't be used: {e}"),
+            "name a PEM chain and its private key under [tls], or make them with: tidegate init --force",
+        )
+    })
+}
+
+fn admin_listener(socket: TcpListener) -> Result<(tokio::net::TcpListener, SocketAddr), Failure> {
+    let converted = socket
+        .set_nonblocking(true)
+        .and_then(|()| tokio::net::TcpListener::from_std(socket))
+        .and_then(|listener| listener.local_addr().map(|address| (listener, address)));
+    converted.map_err(|e| Failure::failed(format!("admin API: {e}"), ""))
+}
+
+/// Ends when the flag is set, or its owner is gone.
+async fn stopped(mut flag: watch::Receiver<bool>) {
+    let _ = flag.wait_for(|stop| *stop).await;
+}
+
+/// The signals that the gateway acts on, caught from the beginning.
+struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let catch = |kind| {
+            signal(kind).map_err(|e| Failure::failed(format!("signals can't be caught: {e}"), ""))
+        };
+        Ok(Signals {
+            term: catch(SignalKind::terminate())?,
+            int: catch(SignalKind::interrupt())?,
+            hup: catch(SignalKind::hangup())?,
+        })
+    }
+}
+
+/// Until SIGTERM or SIGINT; SIGHUP reads the certificate again.
+async fn wait(mut signals: Signals, config: &Config, certificate: Option<&Certificate>) {
+    loop {
+        tokio::select! {
+            _ = signals.term.recv() => return,
+            _ = signals.int.recv() => return,
+            _ = signals.hup.recv() => {
+                let Some(certificate) = certificate else { continue };
+                match certificate.reload(&config.tls) {
+                    Ok(()) => tracing::info!("the certificate was read again"),
+                    Err(error) => tracing::error!(
+                        %error,
+                        "the certificate can't be used; the present one stays"
+                    ),
+                }
+            }
+        }
+    }
+}
+
+/// Tells everybody who waits for it that mail is taken.
+fn ready(
+    config: &Config,
+    args: &ServeArgs,
+    admin: SocketAddr,
+    addresses: &[SocketAddr],
+) -> Outcome {
+    let listeners: Vec<(SocketAddr, ListenerTls)> = addresses
+        .iter()
+        .zip(&config.submission.listener)
+        .map(|(address, listener)| (*address, listener.tls))
+        .collect();
+    let told = |path: &Path, text: &str| {
+        write_whole(path, text).map_err(|e| {
+            Failure::failed(
+                format!("{} can't be written: {e}", path.display()),
+                "make its directory writable for the user who runs tidegate",
+            )
+        })
+    };
+    told(&config.data_dir.join(ADMIN_ADDRESS), &format!("{admin}\n"))?;
+    if let Some(path) = &args.ready_file {
+        let listeners: Vec<_> = listeners
+            .iter()
+            .map(|(address, tls)| json!({"address": address, "tls": tls}))
+            .collect();
+        let text = json!({
+            "pid": std::process::id(),
+            "admin": admin,
+            "listeners": listeners,
+        });
+        told(path, &format!("{text}\n"))?;
+    }
+    let shown: Vec<String> = listeners
+        .iter()
+        .map(|(address, tls)| format!("{address} ({})", format!("{tls:?}").to_lowercase()))
+        .collect();
+    tracing::info!(
+        hostname = config.hostname(),
+        submission = shown.join(", "),
+        admin = %admin,
+        database = config.shown_database(),
+        "ready"
+    );
+    notify_manager("READY=1");
+    Ok(())
+}
+
+/// Written beside and renamed, so that a reader never sees half of it.
+fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    std::fs::write(&beside, text)?;
+    std::fs::rename(&beside, path)
+}
+
+/// The protocol of `sd_notify(3)`; does nothing where no service manager asked for it.
+fn notify_manager(state: &str) {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixDatagram};
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let address = match name.as_encoded_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(&name),
+    };
+    let sent = address
+        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
+    if let Err(error) = sent {
+        tracing::warn!(%error, "the service manager could not be told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Span;
+
+    #[test]
+    fn the_settings_say_what_the_configuration_says() {
+        let mut config = Config::default();
+        let settings_of = |config: &Config| settings(config).unwrap();
+        let defaults = settings_of(&config);
+        assert_eq!(defaults.ceilings.lifetime_secs, 48 * 3600);
+        assert_eq!(defaults.ceilings.delay_notice_secs, Some(4 * 3600));
+        assert_eq!(
+            defaults.schedule,
+            tidegate_mail::schedule::Schedule::default()
+        );
+        assert_eq!(defaults.record_header.as_deref(), Some("X-CRM-Record"));
+        config.delivery.delay_notice_after = Span::secs(0);
+        config.delivery.lifetime = Span::millis(1500);
+        config.log.record_header = String::new();
+        let changed = settings_of(&config);
+        assert_eq!(changed.ceilings.delay_notice_secs, None);
+        assert_eq!(changed.ceilings.lifetime_secs, 1);
+        assert_eq!(changed.record_header, None);
+    }
+
+    #[test]
+    fn files_for_waiting_readers_appear_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ready.json");
+        write_whole(&path, "{}").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{}");
+        assert!(!dir.path().join("ready.json.new").exists());
+    }
+}
