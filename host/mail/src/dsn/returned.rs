@@ -67,11 +67,11 @@ fn is_sendable(bytes: &[u8]) -> bool {
 /// whole fields up to `limit` octets. Not UTF-8 throughout: the odd octets become `?`.
 fn header_lines(bytes: &[u8], limit: usize) -> String {
     let end = find_end(bytes).unwrap_or(bytes.len());
-    let head = &bytes[..end];
-    let charset = if str::from_utf8(head).is_ok() {
-        Charset::Utf8
-    } else {
-        Charset::Ascii
+    let (head, charset) = match str::from_utf8(&bytes[..end]) {
+        Ok(head) => (head.as_bytes(), Charset::Utf8),
+        // What was read of it ends within a character.
+        Err(e) if e.error_len().is_none() => (&bytes[..e.valid_up_to()], Charset::Utf8),
+        Err(_) => (&bytes[..end], Charset::Ascii),
     };
     let mut out = String::with_capacity(head.len().min(limit));
     let mut field_start = 0;

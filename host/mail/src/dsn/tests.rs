@@ -479,6 +479,18 @@ fn headers_are_cut_at_a_field() {
         assert!(bytes.contains(&part), "{limit}: {bytes}");
     }
     let mut notice = case.notice();
+    notice.original.content = Content::Head(b"A: \xc3\xbc\r\nB: \xc3");
+    assert!(
+        String::from_utf8(compose(&notice))
+            .unwrap()
+            .contains("A: ü\r\nB: \r\n")
+    );
+    notice.original.content = Content::Head(b"A: \xc3\xbc\r\nB: \xff\r\n");
+    assert!(
+        String::from_utf8(compose(&notice))
+            .unwrap()
+            .contains("A: ?\r\nB: ?\r\n")
+    );
     notice.original.content = Content::Unavailable;
     assert_eq!(parse(&compose(&notice)).unwrap().recipients.len(), 1);
 }
