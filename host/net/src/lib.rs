@@ -5,3 +5,4 @@ pub mod clock;
 pub mod resolver;
 pub mod sink;
 pub mod smtp;
+pub mod submission;

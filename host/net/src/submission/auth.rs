@@ -1,0 +1,318 @@
+//! Logins: Argon2 in a bounded pool, with a short memory for what was right.
+//!
+//! A user who does not exist costs the same work as a wrong password.
+
+use std::io;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use argon2::password_hash::PasswordHasher;
+use argon2::{Argon2, PasswordVerifier};
+use aws_lc_rs::{hmac, rand};
+use tidegate_mail::{Enhanced, Reply};
+use tidegate_queue::directory::Credential;
+use tidegate_queue::{Clock, Directory};
+use tidegate_submit::Credentials;
+use tokio::sync::Semaphore;
+
+use super::cache::{self, Cache};
+use super::throttle::{Blocked, Throttle};
+
+/// Logins that wait for the pool; more are told to come back.
+const MAX_WAITING: usize = 256;
+
+/// Limits of logins.
+#[derive(Clone, Copy, Debug)]
+pub struct AuthConfig {
+    /// Password hashes computed at the same time; each takes some 20 ms of a core and
+    /// 19 MiB.
+    pub checks: usize,
+    /// How long a right password is remembered; zero: not at all.
+    pub remember: Duration,
+    /// Failures within `window` until an address is turned away.
+    pub failures_per_address: u32,
+    /// Failures within `window`, from all addresses, until a user is turned away who is not
+    /// remembered.
+    pub failures_per_user: u32,
+    pub window: Duration,
+}
+
+impl Default for AuthConfig {
+    fn default() -> Self {
+        AuthConfig {
+            checks: 2,
+            remember: Duration::from_secs(300),
+            failures_per_address: 30,
+            failures_per_user: 60,
+            window: Duration::from_secs(600),
+        }
+    }
+}
+
+pub struct Authenticator {
+    directory: Arc<ArcSwap<Directory>>,
+    clock: Arc<dyn Clock>,
+    key: hmac::Key,
+    cache: Mutex<Cache>,
+    throttle: Mutex<Throttle>,
+    pool: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    /// Checked in place of the hash of a user who does not exist.
+    nobody: Arc<str>,
+}
+
+/// Counts one waiting login for as long as it lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Authenticator {
+    pub fn new(
+        config: AuthConfig,
+        directory: Arc<ArcSwap<Directory>>,
+        clock: Arc<dyn Clock>,
+    ) -> io::Result<Self> {
+        let failed = |_| io::Error::other("the system's source of random bytes failed");
+        let mut random = [0u8; 48];
+        rand::fill(&mut random).map_err(failed)?;
+        let (key, salt) = random.split_at(32);
+        let nobody = Argon2::default()
+            .hash_password_with_salt(b"nobody", salt)
+            .map_err(|e| io::Error::other(format!("hashing a password failed: {e}")))?;
+        Ok(Authenticator {
+            directory,
+            clock,
+            key: hmac::Key::new(hmac::HMAC_SHA256, key),
+            cache: Mutex::new(Cache::new(config.remember)),
+            throttle: Mutex::new(Throttle::new(
+                config.failures_per_address,
+                config.failures_per_user,
+                config.window,
+            )),
+            pool: Arc::new(Semaphore::new(config.checks.max(1))),
+            waiting: AtomicUsize::new(0),
+            nobody: nobody.to_string().into(),
+        })
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn throttle(&self) -> MutexGuard<'_, Throttle> {
+        self.throttle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The credential, or the reply to AUTH.
+    pub async fn check(
+        &self,
+        peer: IpAddr,
+        credentials: Credentials,
+    ) -> Result<Arc<Credential>, Reply> {
+        let user = credentials.user.as_str();
+        let tag = cache::tag(&self.key, user, credentials.password.as_bytes());
+        let credential = self.directory.load().credential(user).cloned();
+        if let Some(found) = &credential
+            && self
+                .cache()
+                .knows(user, &tag, &found.hash, self.clock.now())
+        {
+            return Ok(found.clone());
+        }
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= MAX_WAITING {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(temporary("too many logins at once, try again in a minute"));
+        }
+        let waiting = Waiting(&self.waiting);
+        let Ok(permit) = self.pool.clone().acquire_owned().await else {
+            return Err(temporary("logins are closed, try again later"));
+        };
+        drop(waiting);
+        // Another connection of the same client may have been ahead in the queue.
+        if let Some(found) = &credential
+            && self
+                .cache()
+                .knows(user, &tag, &found.hash, self.clock.now())
+        {
+            return Ok(found.clone());
+        }
+        self.throttle()
+            .charge(peer, user, self.clock.now())
+            .map_err(|blocked| blocked_reply(peer, user, blocked))?;
+        let hash: Arc<str> = match &credential {
+            Some(found) => found.hash.as_str().into(),
+            None => self.nobody.clone(),
+        };
+        let name = credentials.user.clone();
+        let verified = tokio::task::spawn_blocking(move || {
+            let verified = verify(&hash, credentials.password.as_bytes(), &credentials.user);
+            // The next may begin only now, even if nobody waits for this one any more.
+            drop(permit);
+            verified
+        })
+        .await
+        .unwrap_or(false);
+        match credential {
+            Some(found) if verified => {
+                self.throttle().refund(peer, &name);
+                self.cache().put(&name, tag, &found.hash, self.clock.now());
+                Ok(found)
+            }
+            _ => {
+                tracing::info!(%peer, user = ?name, "submission: login failed");
+                Err(Reply::new(
+                    535,
+                    Enhanced::new(5, 7, 8),
+                    "user name or password is wrong",
+                ))
+            }
+        }
+    }
+}
+
+fn verify(hash: &str, password: &[u8], user: &str) -> bool {
+    match Argon2::default().verify_password(password, hash) {
+        Ok(()) => true,
+        Err(argon2::password_hash::Error::PasswordInvalid) => false,
+        Err(error) => {
+            tracing::error!(?user, %error, "submission: a credential's stored hash is not usable; set the password anew");
+            false
+        }
+    }
+}
+
+fn temporary(text: impl Into<String>) -> Reply {
+    Reply::new(454, Enhanced::new(4, 7, 0), text)
+}
+
+fn blocked_reply(peer: IpAddr, user: &str, blocked: Blocked) -> Reply {
+    tracing::warn!(%peer, ?user, ?blocked, "submission: login turned away after too many failures");
+    match blocked {
+        Blocked::Address { left } => Reply::new(
+            421,
+            Enhanced::new(4, 7, 0),
+            format!(
+                "too many failed logins from your address; try again in {} s",
+                left.as_secs() + 1
+            ),
+        ),
+        Blocked::User { left } => temporary(format!(
+            "too many failed logins of this user; try again in {} s",
+            left.as_secs() + 1
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicI64;
+    use tidegate_mail::Timestamp;
+    use tidegate_queue::Fut;
+    use tidegate_queue::directory::Tenant;
+    use tidegate_submit::{Mechanism, Secret};
+
+    struct Stepped(AtomicI64);
+
+    impl Clock for Stepped {
+        fn now(&self) -> Timestamp {
+            Timestamp::from_millis(self.0.load(Ordering::Relaxed))
+        }
+
+        fn sleep_until(&self, _at: Timestamp) -> Fut<'_, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn directory(password: &str) -> Directory {
+        // Cheap parameters: what is tested is not the cost.
+        let argon = Argon2::from(argon2::Params::new(8, 1, 1, None).unwrap());
+        let hash = argon
+            .hash_password_with_salt(password.as_bytes(), b"saltsaltsalt")
+            .unwrap();
+        Directory::new(
+            vec![Tenant {
+                id: "acme".into(),
+                domains: vec!["acme.example".into()],
+                relays: vec![],
+                suspended: false,
+                bulk_suspended: false,
+            }],
+            vec![Credential {
+                user: "crm".into(),
+                tenant: "acme".into(),
+                hash: hash.to_string(),
+                bulk: false,
+            }],
+            vec![],
+            vec![],
+        )
+    }
+
+    fn claim(user: &str, password: &str) -> Credentials {
+        Credentials {
+            mechanism: Mechanism::Plain,
+            user: user.into(),
+            password: Secret::new(password.as_bytes().to_vec()),
+        }
+    }
+
+    fn set_up(config: AuthConfig) -> (Authenticator, Arc<ArcSwap<Directory>>, Arc<Stepped>) {
+        let directory = Arc::new(ArcSwap::from_pointee(directory("secret")));
+        let clock = Arc::new(Stepped(AtomicI64::new(1_000_000_000)));
+        let auth = Authenticator::new(config, directory.clone(), clock.clone()).unwrap();
+        (auth, directory, clock)
+    }
+
+    fn peer() -> IpAddr {
+        IpAddr::from([192, 0, 2, 1])
+    }
+
+    #[tokio::test]
+    async fn right_wrong_and_unknown() {
+        let (auth, directory, _) = set_up(AuthConfig::default());
+        let found = auth.check(peer(), claim("crm", "secret")).await.unwrap();
+        assert_eq!(found.tenant, "acme");
+        for (user, password) in [("crm", "Secret"), ("nobody", "nobody"), ("CRM", "secret")] {
+            let reply = auth.check(peer(), claim(user, password)).await.unwrap_err();
+            assert_eq!(reply.code, 535, "{user}");
+        }
+        // A new password counts at once, the old one no longer.
+        directory.store(Arc::new(super::tests::directory("changed")));
+        assert!(auth.check(peer(), claim("crm", "secret")).await.is_err());
+        assert!(auth.check(peer(), claim("crm", "changed")).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn guessing_ends_but_a_client_that_is_known_goes_on() {
+        let config = AuthConfig {
+            failures_per_address: 3,
+            ..AuthConfig::default()
+        };
+        let (auth, _, clock) = set_up(config);
+        auth.check(peer(), claim("crm", "secret")).await.unwrap();
+        for _ in 0..3 {
+            let reply = auth.check(peer(), claim("crm", "guess")).await.unwrap_err();
+            assert_eq!(reply.code, 535);
+        }
+        let reply = auth.check(peer(), claim("crm", "guess")).await.unwrap_err();
+        assert_eq!(reply.code, 421);
+        auth.check(peer(), claim("crm", "secret")).await.unwrap();
+        // The memory has run out, but the block has not.
+        clock.0.fetch_add(301_000, Ordering::Relaxed);
+        let reply = auth
+            .check(peer(), claim("crm", "secret"))
+            .await
+            .unwrap_err();
+        assert_eq!(reply.code, 421);
+        clock.0.fetch_add(300_000, Ordering::Relaxed);
+        auth.check(peer(), claim("crm", "secret")).await.unwrap();
+    }
+}
