@@ -101,7 +101,8 @@ async fn failures_are_told_apart() {
 #[tokio::test]
 async fn implicit_mx_literals_and_private_addresses_where_allowed() {
     let dns = Dns::start().await;
-    dns.ip("plain.example", "203.0.113.7").ip("inner.example", "127.0.0.1");
+    dns.ip("plain.example", "203.0.113.7")
+        .ip("inner.example", "127.0.0.1");
     let strict = resolver(&dns, |_| {});
     assert_eq!(
         hosts(&strict.resolve("plain.example").await),
@@ -175,7 +176,13 @@ async fn equals_are_shuffled_and_the_list_is_cut() {
         let found = resolver(&dns, |_| {}).resolve("d.example").await.unwrap();
         assert_eq!(found.hosts.len(), 5);
         assert!(found.hosts.iter().all(|h| h.addresses.len() == 4));
-        orders.insert(found.hosts.iter().map(|h| h.name.clone()).collect::<Vec<_>>());
+        orders.insert(
+            found
+                .hosts
+                .iter()
+                .map(|h| h.name.clone())
+                .collect::<Vec<_>>(),
+        );
     }
     assert!(orders.len() > 3, "{orders:?}");
 }
@@ -183,7 +190,8 @@ async fn equals_are_shuffled_and_the_list_is_cut() {
 #[tokio::test]
 async fn asked_once_for_many_and_not_again() {
     let dns = Dns::start().await;
-    dns.mx("e.example", 10, "mx.e.example").ip("mx.e.example", "203.0.113.1");
+    dns.mx("e.example", 10, "mx.e.example")
+        .ip("mx.e.example", "203.0.113.1");
     let resolver = Arc::new(resolver(&dns, |_| {}));
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..50 {
@@ -217,7 +225,10 @@ async fn named_servers() {
     dns.ip("smtp.tenant.example", "10.1.1.1");
     let resolver = resolver(&dns, |_| {});
     // Whether the address is allowed is decided at use.
-    let found = resolver.host_addresses("smtp.tenant.example").await.unwrap();
+    let found = resolver
+        .host_addresses("smtp.tenant.example")
+        .await
+        .unwrap();
     assert_eq!(found, ["10.1.1.1".parse::<std::net::IpAddr>().unwrap()]);
     assert_eq!(resolver.host_addresses("::1").await.unwrap().len(), 1);
     let none = resolver.host_addresses("nx.example").await.unwrap_err();

@@ -311,7 +311,9 @@ impl Delivery<'_> {
             opened = session::open(call, &smtp.tls, &smtp.config.timeouts).await;
         }
         match &opened {
-            Err(failure) if failure.outcome.stage == Stage::Connect => smtp.dead.add(peer, Instant::now()),
+            Err(failure) if failure.outcome.stage == Stage::Connect => {
+                smtp.dead.add(peer, Instant::now())
+            }
             _ => smtp.dead.forget(&peer),
         }
         opened
@@ -402,7 +404,8 @@ impl Delivery<'_> {
             .job
             .messages_per_connection
             .min(held.session.caps.mail_max.unwrap_or(u16::MAX));
-        if held.session.messages < allowed {
+        // A peer that says more than it was asked for is about to close.
+        if held.session.messages < allowed && !held.session.wire.has_unread() {
             self.smtp.pool.put(held.key, held.identity, held.session);
         } else {
             pool::leave(held.session);

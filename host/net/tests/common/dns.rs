@@ -95,7 +95,11 @@ impl Dns {
     pub fn mx(&self, name: &str, preference: u16, host: &str) -> &Self {
         let mut exchange = Name::from_ascii(host).unwrap();
         exchange.set_fqdn(true);
-        self.add(name, RecordType::MX, RData::MX(MX::new(preference, exchange)));
+        self.add(
+            name,
+            RecordType::MX,
+            RData::MX(MX::new(preference, exchange)),
+        );
         self
     }
 
@@ -153,7 +157,11 @@ fn answer(zone: &Zone, query: &[u8], udp: bool) -> Option<Vec<u8>> {
         }
     };
     for data in records {
-        answer.add_answer(Record::from_rdata(question.name().clone(), 300, data.clone()));
+        answer.add_answer(Record::from_rdata(
+            question.name().clone(),
+            300,
+            data.clone(),
+        ));
     }
     answer.to_vec().ok()
 }

@@ -53,6 +53,8 @@ pub enum Do {
     ReadBody,
     /// Says it in the middle of the content, and reads no more until the client goes.
     SayEarly(&'static str),
+    /// Reads a little of the content and no more.
+    Stall,
 }
 
 type Behaviour = dyn Fn(&Turn) -> Option<Do> + Send + Sync;
@@ -97,9 +99,7 @@ pub fn polite(turn: &Turn) -> Do {
 
 impl Peer {
     /// `behaviour` says what differs from [`polite`].
-    pub async fn start(
-        behaviour: impl Fn(&Turn) -> Option<Do> + Send + Sync + 'static,
-    ) -> Peer {
+    pub async fn start(behaviour: impl Fn(&Turn) -> Option<Do> + Send + Sync + 'static) -> Peer {
         Peer::at("127.0.0.1:0".parse().unwrap(), None, behaviour).await
     }
 
@@ -184,6 +184,10 @@ impl Serving {
         if let Ok(After::Tls) = self.serve(&mut stream, false, true).await {
             let acceptor = TlsAcceptor::from(self.tls.clone().unwrap());
             if let Ok(stream) = acceptor.accept(stream.into_inner()).await {
+                if stream.get_ref().1.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
+                    let entry = format!("{}s resumed", self.connection);
+                    self.seen.lock().unwrap().commands.push(entry);
+                }
                 let mut stream = BufReader::new(stream);
                 let _ = self.serve(&mut stream, true, false).await;
                 let _ = stream.shutdown().await;
@@ -280,7 +284,9 @@ impl Serving {
                 stream.write_all(b"220 go\r\n").await?;
                 let mut hello = [0u8; 1];
                 stream.read_exact(&mut hello).await?;
-                stream.write_all(b"nonsense instead of a handshake\r\n").await?;
+                stream
+                    .write_all(b"nonsense instead of a handshake\r\n")
+                    .await?;
                 return Ok(After::Stop);
             }
             Do::ReadBody => {
@@ -296,6 +302,11 @@ impl Serving {
                     }
                 }
                 self.seen.lock().unwrap().messages.push(body);
+            }
+            Do::Stall => {
+                let mut some = [0u8; 100];
+                stream.read_exact(&mut some).await?;
+                std::future::pending::<()>().await;
             }
             Do::SayEarly(text) => {
                 let mut some = [0u8; 100];

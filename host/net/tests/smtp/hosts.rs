@@ -1,0 +1,305 @@
+//! Host failures, the walk over addresses, endpoints and AUTH.
+
+use std::sync::Arc;
+
+use tidegate_net::clock::OsClock;
+use tidegate_net::smtp::{Smtp, TrustAnchors};
+use tidegate_queue::ports::{Target, TlsMode};
+
+use crate::common::dns::Dns;
+use crate::common::peer::{Do, Peer, Turn};
+use crate::common::{
+    SHORT, certificate, config, deliver, dns_at, endpoint, job, loopback, mx, smtp, summary,
+};
+
+/// Two servers on the same port of two loopback addresses.
+async fn pair(first: impl Fn(&Turn) -> Option<Do> + Clone + Send + Sync + 'static) -> (Peer, Peer) {
+    let one = Peer::start(first).await;
+    let address = (loopback(2), one.port()).into();
+    let two = Peer::at(address, None, |_| None).await;
+    (one, two)
+}
+
+#[tokio::test]
+async fn a_host_that_will_not_talk_is_passed_over_and_alone_it_is_a_host_failure() {
+    for (at, does, expected) in [
+        (
+            "connect",
+            Do::Say("421 4.3.2 busy"),
+            "Temporary banner 4.3.2 421",
+        ),
+        (
+            "connect",
+            Do::Say("554 5.7.1 go away"),
+            "Temporary banner 4.7.1 554",
+        ),
+        (
+            "connect",
+            Do::Say("554 go away"),
+            "Temporary banner 4.3.2 554",
+        ),
+        (
+            "connect",
+            Do::Close,
+            "Temporary banner 4.4.2 ConnectionLost",
+        ),
+        ("connect", Do::Silence, "Temporary banner 4.4.2 Timeout"),
+        (
+            "connect",
+            Do::Say("SSH-2.0-OpenSSH"),
+            "Temporary banner 4.5.0 GarbledReply",
+        ),
+        (
+            "EHLO",
+            Do::Say("421 4.3.2 busy"),
+            "Temporary ehlo 4.3.2 421",
+        ),
+        ("EHLO", Do::Say("450 who?"), "Temporary ehlo 4.0.0 450"),
+        ("EHLO", Do::Close, "Temporary ehlo 4.4.2 ConnectionLost"),
+        ("EHLO", Do::Silence, "Temporary ehlo 4.4.2 Timeout"),
+    ] {
+        let (one, two) = pair(move |t| t.said.starts_with(at).then(|| does.clone())).await;
+        let mut config = config(one.port());
+        config.timeouts.banner = SHORT;
+        config.timeouts.ehlo = SHORT;
+        let smtp = smtp(config);
+        let mut both = job(&["a@x.example"]);
+        both.target = mx(&[loopback(1), loopback(2)]);
+        let done = deliver(&smtp, both).await;
+        assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"], "{expected}");
+        assert!(!done.host_failure);
+        assert_eq!(done.results[0].hop.host.as_deref(), Some("mx2.example"));
+        assert_eq!(two.messages().len(), 1);
+
+        let done = deliver(&smtp, job(&["a@x.example", "b@x.example"])).await;
+        assert_eq!(summary(&done), [expected; 2]);
+        assert!(done.host_failure);
+        assert_eq!(done.results[0].hop.host.as_deref(), Some("mx1.example"));
+    }
+}
+
+#[tokio::test]
+async fn no_connection() {
+    // A port that was free a moment ago.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let smtp = smtp(config(port));
+    let done = deliver(&smtp, job(&["a@x.example"])).await;
+    assert_eq!(summary(&done), ["Temporary connect 4.4.1 ConnectRefused"]);
+    assert!(done.host_failure);
+    assert!(done.results[0].outcome.detail.is_some());
+}
+
+#[tokio::test]
+async fn an_address_that_took_no_connection_is_tried_last_for_a_while() {
+    let two = Peer::at((loopback(2), 0).into(), None, |_| None).await;
+    let smtp = smtp(config(two.port()));
+    let target = mx(&[loopback(1), loopback(2)]);
+    let mut hosts = Vec::new();
+    for _ in 0..2 {
+        let mut job = job(&["a@x.example"]);
+        job.target = target.clone();
+        job.messages_per_connection = 1;
+        hosts.push(
+            deliver(&smtp, job).await.results[0]
+                .hop
+                .host
+                .clone()
+                .unwrap(),
+        );
+    }
+    assert_eq!(hosts, ["mx2.example", "mx2.example"]);
+    // It comes back: with the second gone, the first is tried all the same.
+    let one = Peer::at((loopback(1), two.port()).into(), None, |_| None).await;
+    let mut again = job(&["a@x.example"]);
+    again.target = mx(&[loopback(1), loopback(3)]);
+    deliver(&smtp, again).await;
+    assert_eq!(one.messages().len(), 1);
+}
+
+#[tokio::test]
+async fn a_refusal_in_the_transaction_is_not_taken_to_another_host() {
+    let (one, two) = pair(|t| t.is("RCPT").then_some(Do::Say("450 4.2.0 greylisted"))).await;
+    let mut job = job(&["a@x.example"]);
+    job.target = mx(&[loopback(1), loopback(2)]);
+    let done = deliver(&smtp(config(one.port())), job).await;
+    assert_eq!(summary(&done), ["Temporary rcpt 4.2.0 450"]);
+    assert_eq!(two.connections(), 0);
+}
+
+#[tokio::test]
+async fn helo_where_ehlo_is_unknown() {
+    let peer = Peer::start(|t| t.is("EHLO").then_some(Do::Say("502 5.5.1 what?"))).await;
+    let smtp = smtp(config(peer.port()));
+    let done = deliver(&smtp, job(&["a@x.example"])).await;
+    assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"]);
+    assert_eq!(peer.commands()[1], "0 HELO gate.example");
+
+    let peer =
+        Peer::start(|t| (t.is("EHLO") || t.is("HELO")).then_some(Do::Say("550 5.7.1 no"))).await;
+    let done = deliver(
+        &crate::common::smtp(config(peer.port())),
+        job(&["a@x.example"]),
+    )
+    .await;
+    assert_eq!(summary(&done), ["Temporary ehlo 4.7.1 550"]);
+    assert!(done.host_failure);
+}
+
+#[tokio::test]
+async fn a_server_of_our_own_name_is_ourselves() {
+    let peer = Peer::start(|t| {
+        t.is("EHLO")
+            .then_some(Do::Say("250-GATE.example at your service\n250 PIPELINING"))
+    })
+    .await;
+    let done = deliver(&smtp(config(peer.port())), job(&["a@x.example"])).await;
+    assert_eq!(summary(&done), ["Permanent ehlo 5.4.6 LoopsToSelf"]);
+    assert!(!done.host_failure);
+    assert_eq!(peer.count("MAIL"), 0);
+}
+
+#[tokio::test]
+async fn forbidden_addresses_are_never_called() {
+    let peer = Peer::start(|_| None).await;
+    let mut strict = config(peer.port());
+    strict.allow_private = false;
+    let strict = smtp(strict);
+    let done = deliver(&strict, job(&["a@x.example"])).await;
+    assert_eq!(summary(&done), ["Permanent dns 5.4.6 ForbiddenAddress"]);
+
+    let mut to_server = job(&["a@x.example"]);
+    let mut target = endpoint(peer.port(), TlsMode::None);
+    target.allow_private = false;
+    to_server.target = Target::Endpoint(Arc::new(target));
+    let lax = smtp(config(peer.port()));
+    let done = deliver(&lax, to_server).await;
+    assert_eq!(summary(&done), ["Permanent dns 5.4.6 ForbiddenAddress"]);
+    assert_eq!(peer.connections(), 0);
+}
+
+#[tokio::test]
+async fn the_source_address_is_used() {
+    let peer = Peer::start(|_| None).await;
+    let smtp = smtp(config(peer.port()));
+    let mut from = job(&["a@x.example"]);
+    from.source = Some(loopback(7));
+    let done = deliver(&smtp, from).await;
+    assert_eq!(done.results[0].hop.source, Some(loopback(7)));
+    let mut other_family = job(&["a@x.example"]);
+    other_family.source = Some("::1".parse().unwrap());
+    let done = deliver(&smtp, other_family).await;
+    assert_eq!(summary(&done), ["Temporary connect 4.4.1 ConnectRefused"]);
+}
+
+#[tokio::test]
+async fn endpoints_are_resolved_and_authenticated_to() {
+    let dns = Dns::start().await;
+    dns.ip("smtp.tenant.example", "127.0.0.1");
+    let (tls, pem) = certificate(&["smtp.tenant.example"]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("roots.pem");
+    std::fs::write(&file, pem).unwrap();
+    let plain = "250-peer.example\n250 AUTH PLAIN LOGIN";
+    let login = "250-peer.example\n250 AUTH LOGIN";
+    let none = "250-peer.example\n250 AUTH XOAUTH2";
+    let ok = "235 2.7.0 welcome";
+    let delivered = "Delivered dot 2.0.0 250";
+    let failed = "Temporary auth 4.7.8 AuthFailed";
+    for (mechanisms, mode, answer, said, expected) in [
+        (
+            plain,
+            TlsMode::StartTls,
+            ok,
+            "0s AUTH PLAIN AHUAcA==",
+            delivered,
+        ),
+        (
+            plain,
+            TlsMode::Opportunistic,
+            ok,
+            "0s AUTH PLAIN AHUAcA==",
+            delivered,
+        ),
+        (login, TlsMode::StartTls, ok, "0s cA==", delivered),
+        (none, TlsMode::StartTls, ok, "0s EHLO gate.example", failed),
+        (
+            plain,
+            TlsMode::StartTls,
+            "535 5.7.8 no",
+            "0s AUTH PLAIN AHUAcA==",
+            failed,
+        ),
+        (login, TlsMode::StartTls, "535 5.7.8 no", "0s cA==", failed),
+        (
+            plain,
+            TlsMode::StartTls,
+            "454 4.7.0 later",
+            "0s AUTH PLAIN AHUAcA==",
+            failed,
+        ),
+    ] {
+        let peer = Peer::with_tls(tls.clone(), move |t| match t {
+            t if t.is("EHLO") && t.tls => Some(Do::Say(mechanisms)),
+            t if t.is("EHLO") => Some(Do::Say("250-peer.example\n250 STARTTLS")),
+            t if t.said == "AUTH LOGIN" => Some(Do::Say("334 VXNlcm5hbWU6")),
+            t if t.said == "dQ==" => Some(Do::Say("334 UGFzc3dvcmQ6")),
+            t if t.said == "cA==" || t.is("AUTH") => Some(Do::Say(answer)),
+            _ => None,
+        })
+        .await;
+        let mut config = config(1);
+        config.trust_anchors = TrustAnchors::File(file.clone());
+        let smtp = Smtp::new(config, dns_at(dns.address), Arc::new(OsClock)).unwrap();
+        let mut to = job(&["a@x.example"]);
+        let mut target = endpoint(peer.port(), mode);
+        target.host = "smtp.tenant.example".to_owned();
+        target.auth = Some(("u".to_owned(), "p".to_owned()));
+        to.target = Target::Endpoint(Arc::new(target));
+        let done = deliver(&smtp, to).await;
+        assert_eq!(summary(&done), [expected], "{mechanisms} {answer}");
+        assert_eq!(done.host_failure, expected == failed);
+        assert!(
+            peer.commands().iter().any(|c| c == said),
+            "{:?}",
+            peer.commands()
+        );
+        assert!(!peer.commands().iter().any(|c| c.starts_with("0 AUTH")));
+    }
+}
+
+#[tokio::test]
+async fn credentials_are_not_sent_in_clear_to_others() {
+    // Loopback and `tls = "none"` are the exceptions; this is the first.
+    let peer = Peer::start(|t| match t {
+        t if t.is("EHLO") => Some(Do::Say("250-peer.example\n250 AUTH PLAIN")),
+        t if t.is("AUTH") => Some(Do::Say("235 ok")),
+        _ => None,
+    })
+    .await;
+    for (mode, expected) in [
+        (TlsMode::Opportunistic, "Delivered dot 2.0.0 250"),
+        (TlsMode::None, "Delivered dot 2.0.0 250"),
+        (TlsMode::StartTls, "Temporary starttls 4.7.5 TlsRequired"),
+    ] {
+        let mut to = job(&["a@x.example"]);
+        let mut target = endpoint(peer.port(), mode);
+        target.auth = Some(("u".to_owned(), "p".to_owned()));
+        to.target = Target::Endpoint(Arc::new(target));
+        let done = deliver(&smtp(config(1)), to).await;
+        assert_eq!(summary(&done), [expected]);
+    }
+}
+
+#[tokio::test]
+async fn an_endpoint_that_does_not_exist() {
+    let dns = Dns::start().await;
+    let smtp = Smtp::new(config(1), dns_at(dns.address), Arc::new(OsClock)).unwrap();
+    let mut to = job(&["a@x.example"]);
+    let mut target = endpoint(25, TlsMode::None);
+    target.host = "nowhere.example".to_owned();
+    to.target = Target::Endpoint(Arc::new(target));
+    let done = deliver(&smtp, to).await;
+    assert_eq!(summary(&done), ["Permanent dns 5.1.2 NoSuchDomain"]);
+}

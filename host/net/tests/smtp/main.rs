@@ -1,0 +1,10 @@
+//! The SMTP client against real servers on loopback, most of which misbehave.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod content;
+mod hosts;
+mod pool;
+mod replies;
+mod tls;
