@@ -31,7 +31,7 @@ impl DataDir {
             .truncate(false)
             .write(true)
             .mode(0o600)
-            .open(path.join("lock"))?;
+            .open(path.join("gateway.lock"))?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Ok(DataDir { _lock: lock }),
             Err(rustix::io::Errno::WOULDBLOCK) => Err(Unavailable::InUse),
