@@ -373,9 +373,11 @@ fn admit(stream: TcpStream, peer: IpAddr, listener: &Arc<Listener>, shared: &Arc
     SubmissionStats::add(&shared.stats.connections);
     // Replies are written whole, so waiting for more to send only adds latency.
     let _ = stream.set_nodelay(true);
-    let task = connection::serve(stream, peer, listener.clone(), shared.clone());
-    tokio::spawn(async move {
-        task.await;
-        drop(slot);
-    });
+    tokio::spawn(connection::serve(
+        stream,
+        peer,
+        listener.clone(),
+        shared.clone(),
+        slot,
+    ));
 }

@@ -9,7 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -83,7 +83,9 @@ impl Stream {
         let Stream::Plain(tcp) = std::mem::replace(self, Stream::Gone) else {
             return Err(io::ErrorKind::InvalidInput.into());
         };
-        let tls = tokio::time::timeout(within, acceptor.accept(tcp)).await??;
+        // Boxed, since the handshake would be the largest part of the connection's future.
+        let handshake = Box::pin(tokio::time::timeout(within, acceptor.accept(tcp)));
+        let tls = handshake.await??;
         let (_, connection) = tls.get_ref();
         let version = match connection.protocol_version() {
             Some(rustls::ProtocolVersion::TLSv1_3) => "TLSv1.3",
@@ -114,16 +116,22 @@ impl Stream {
             return;
         };
         let _ = tcp.shutdown().await;
-        let mut sink = [0u8; 4096];
-        let _ = tokio::time::timeout(within, async {
-            let mut left = most;
-            while left > 0 {
-                match tcp.read(&mut sink).await {
-                    Ok(0) | Err(_) => return,
-                    Ok(n) => left = left.saturating_sub(n as u64),
+        let mut left = most;
+        let reading = poll_fn(|cx| {
+            SCRATCH.with_borrow_mut(|scratch| {
+                while left > 0 {
+                    let mut buf = ReadBuf::new(scratch);
+                    match Pin::new(&mut tcp).poll_read(cx, &mut buf) {
+                        Poll::Pending => return Poll::Pending,
+                        Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                            left = left.saturating_sub(buf.filled().len() as u64);
+                        }
+                        Poll::Ready(_) => break,
+                    }
                 }
-            }
-        })
-        .await;
+                Poll::Ready(())
+            })
+        });
+        let _ = tokio::time::timeout(within, reading).await;
     }
 }

@@ -1,0 +1,718 @@
+//! The submission listeners over loopback sockets, with an intake that only remembers.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use argon2::password_hash::PasswordHasher;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use tidegate_mail::{Enhanced, IdSource, MessageId, Reply};
+use tidegate_net::clock::OsClock;
+use tidegate_net::submission::{
+    AuthConfig, ListenerConfig, ListenerMode, Submission, SubmissionConfig, SubmissionStats,
+    Timeouts,
+};
+use tidegate_queue::directory::{Credential, Tenant};
+use tidegate_queue::ports::ContentRef;
+use tidegate_queue::{
+    Clock, Content, ContentWriter, Directory, Fut, Intake, StoreError, StoreResult,
+};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// A submission with its whole content, and whether that was streamed.
+struct Taken {
+    submission: tidegate_queue::Submission,
+    content: String,
+    streamed: bool,
+}
+
+#[derive(Default)]
+struct Remembering {
+    taken: Mutex<Vec<Taken>>,
+    spooled: Arc<Mutex<Vec<u8>>>,
+    full: bool,
+    refusal: Mutex<Option<Reply>>,
+}
+
+struct Writer {
+    into: Arc<Mutex<Vec<u8>>>,
+    full: bool,
+}
+
+impl ContentWriter for Writer {
+    fn append(&mut self, chunk: Bytes) -> Fut<'_, StoreResult<()>> {
+        Box::pin(async move {
+            assert!(chunk.len() <= 512 * 1024, "{}", chunk.len());
+            if self.full {
+                return Err(StoreError::Full("test".into()));
+            }
+            self.into.lock().unwrap().extend_from_slice(&chunk);
+            Ok(())
+        })
+    }
+
+    fn finish(self: Box<Self>) -> Fut<'static, StoreResult<Content>> {
+        Box::pin(async move {
+            Ok(Content::Spooled {
+                at: ContentRef("spool".into()),
+                size: self.into.lock().unwrap().len() as u64,
+            })
+        })
+    }
+}
+
+impl Intake for Remembering {
+    fn new_id(&self) -> MessageId {
+        static IDS: IdSource = IdSource::new(1);
+        IDS.next(OsClock.now())
+    }
+
+    fn content_writer(&self) -> Fut<'_, StoreResult<Box<dyn ContentWriter>>> {
+        self.spooled.lock().unwrap().clear();
+        let writer = Writer {
+            into: self.spooled.clone(),
+            full: self.full,
+        };
+        Box::pin(async { Ok(Box::new(writer) as Box<dyn ContentWriter>) })
+    }
+
+    fn submit(&self, submission: tidegate_queue::Submission) -> Fut<'_, Reply> {
+        Box::pin(async move {
+            let (content, streamed) = match &submission.content {
+                Content::Memory(bytes) => (bytes.to_vec(), false),
+                Content::Spooled { size, .. } => {
+                    let bytes = self.spooled.lock().unwrap().clone();
+                    assert_eq!(bytes.len() as u64, *size);
+                    (bytes, true)
+                }
+            };
+            let id = submission.id;
+            self.taken.lock().unwrap().push(Taken {
+                submission,
+                content: String::from_utf8(content).unwrap(),
+                streamed,
+            });
+            Reply::new(250, Enhanced::new(2, 0, 0), format!("queued as {id}"))
+        })
+    }
+
+    fn refusal(&self) -> Option<Reply> {
+        self.refusal.lock().unwrap().clone()
+    }
+}
+
+fn tenant(id: &str, domain: &str, suspended: bool) -> Tenant {
+    Tenant {
+        id: id.into(),
+        domains: vec![domain.into()],
+        relays: vec![],
+        suspended,
+        bulk_suspended: false,
+    }
+}
+
+fn credential(user: &str, tenant: &str, password: &str) -> Credential {
+    // Cheap parameters: what is tested is not the cost.
+    let argon = argon2::Argon2::from(argon2::Params::new(8, 1, 1, None).unwrap());
+    let hash = argon
+        .hash_password_with_salt(password.as_bytes(), b"saltsaltsalt")
+        .unwrap();
+    Credential {
+        user: user.into(),
+        tenant: tenant.into(),
+        hash: hash.to_string(),
+        bulk: user == "bulk",
+    }
+}
+
+fn directory(password: &str) -> Directory {
+    Directory::new(
+        vec![
+            tenant("acme", "acme.example", false),
+            tenant("late", "late.example", true),
+        ],
+        vec![
+            credential("crm", "acme", password),
+            credential("bulk", "acme", password),
+            credential("late", "late", password),
+        ],
+        vec![],
+        vec![],
+    )
+}
+
+struct Server {
+    addresses: Vec<SocketAddr>,
+    intake: Arc<Remembering>,
+    directory: Arc<ArcSwap<Directory>>,
+    stats: Arc<SubmissionStats>,
+    certificate: CertificateDer<'static>,
+    stop: Option<oneshot::Sender<()>>,
+    running: JoinHandle<()>,
+}
+
+/// STARTTLS, implicit TLS, clear with AUTH, and clear with repair.
+fn start(intake: Remembering, change: impl FnOnce(&mut SubmissionConfig)) -> Server {
+    let made = rcgen::generate_simple_self_signed(vec!["mx.example".to_owned()]).unwrap();
+    let certificate = made.cert.der().clone();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let tls = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.clone()], key)
+        .unwrap();
+    let listener = |mode, repair_line_ends| ListenerConfig {
+        address: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+        mode,
+        allow_plain_auth: mode == ListenerMode::Plain,
+        repair_line_ends,
+    };
+    let mut config = SubmissionConfig {
+        listeners: vec![
+            listener(ListenerMode::StartTls, false),
+            listener(ListenerMode::Implicit, false),
+            listener(ListenerMode::Plain, false),
+            listener(ListenerMode::Plain, true),
+        ],
+        hostname: "mx.example".into(),
+        ..SubmissionConfig::default()
+    };
+    change(&mut config);
+    let intake = Arc::new(intake);
+    let directory = Arc::new(ArcSwap::from_pointee(directory("secret")));
+    let submission = Submission::bind(
+        config,
+        Some(Arc::new(tls)),
+        intake.clone(),
+        directory.clone(),
+        Arc::new(OsClock),
+    )
+    .unwrap();
+    let (stop, stopped) = oneshot::channel();
+    Server {
+        addresses: submission.local_addrs().unwrap(),
+        intake,
+        directory,
+        stats: submission.stats(),
+        certificate,
+        stop: Some(stop),
+        running: tokio::spawn(submission.run(async {
+            let _ = stopped.await;
+        })),
+    }
+}
+
+impl Server {
+    async fn stop(mut self) {
+        let _ = self.stop.take().unwrap().send(());
+        self.running.await.unwrap();
+    }
+
+    fn taken(&self) -> Vec<Taken> {
+        std::mem::take(&mut self.intake.taken.lock().unwrap())
+    }
+
+    async fn connect(&self, listener: usize) -> Client<TcpStream> {
+        let tcp = TcpStream::connect(self.addresses[listener]).await.unwrap();
+        Client(BufReader::new(tcp))
+    }
+
+    async fn handshake(
+        &self,
+        tcp: TcpStream,
+    ) -> Client<tokio_rustls::client::TlsStream<TcpStream>> {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(self.certificate.clone()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::try_from("mx.example").unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        Client(BufReader::new(connector.connect(name, tcp).await.unwrap()))
+    }
+
+    /// In clear, greeted and logged in.
+    async fn logged_in(&self, user: &str) -> Client<TcpStream> {
+        let mut client = self.connect(2).await;
+        client.expect("220").await;
+        client.login(user, "secret").await;
+        client
+    }
+}
+
+struct Client<S>(BufReader<S>);
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    async fn send(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.unwrap();
+        self.0.flush().await.unwrap();
+    }
+
+    /// A whole reply, lines joined; empty at the end of the connection.
+    async fn reply(&mut self) -> String {
+        let mut text = String::new();
+        loop {
+            let mut line = String::new();
+            self.0.read_line(&mut line).await.unwrap();
+            if line.is_empty() {
+                return text;
+            }
+            let last = line.as_bytes()[3] == b' ';
+            text += &line;
+            if last {
+                return text;
+            }
+        }
+    }
+
+    async fn expect(&mut self, start: &str) -> String {
+        let reply = self.reply().await;
+        assert!(reply.starts_with(start), "wanted {start}, got {reply:?}");
+        reply
+    }
+
+    async fn command(&mut self, line: &str, start: &str) -> String {
+        self.send(&format!("{line}\r\n")).await;
+        self.expect(start).await
+    }
+
+    async fn login(&mut self, user: &str, password: &str) {
+        self.command("EHLO client.example", "250").await;
+        let response = STANDARD.encode(format!("\0{user}\0{password}"));
+        self.command(&format!("AUTH PLAIN {response}"), "235").await;
+    }
+
+    async fn begin(&mut self) {
+        self.command("MAIL FROM:<crm@acme.example>", "250").await;
+        self.command("RCPT TO:<bob@example.org>", "250").await;
+        self.command("DATA", "354").await;
+    }
+
+    async fn closed(&mut self) {
+        let mut rest = Vec::new();
+        self.0.read_to_end(&mut rest).await.unwrap();
+        assert_eq!(String::from_utf8_lossy(&rest), "");
+    }
+}
+
+#[tokio::test]
+async fn a_message_over_starttls_with_its_trace_and_the_fields_it_lacked() {
+    let server = start(Remembering::default(), |_| {});
+    let mut clear = server.connect(0).await;
+    clear.expect("220 mx.example").await;
+    let offers = clear.command("EHLO client.example", "250").await;
+    assert!(
+        offers.contains("STARTTLS") && !offers.contains("AUTH"),
+        "{offers}"
+    );
+    clear
+        .command("MAIL FROM:<crm@acme.example>", "530 5.7.0")
+        .await;
+    clear.command("STARTTLS", "220").await;
+    let mut client = server.handshake(clear.0.into_inner()).await;
+    client.login("crm", "secret").await;
+    client.begin().await;
+    let id = client
+        .command("Subject: hello\r\n\r\nbody\r\n.", "250 2.0.0 queued as")
+        .await;
+    client.command("QUIT", "221").await;
+    client.closed().await;
+    let taken = server.taken();
+    let [message] = &taken[..] else {
+        panic!("{}", taken.len())
+    };
+    let id = id.trim_end().rsplit(' ').next().unwrap();
+    assert_eq!(message.submission.id.to_string(), id);
+    assert_eq!(&*message.submission.tenant, "acme");
+    assert!(!message.submission.bulk && !message.streamed);
+    let origin = &message.submission.origin;
+    assert_eq!((origin.via.as_str(), origin.tls), ("smtp", true));
+    assert_eq!(origin.user.as_deref(), Some("crm"));
+    assert_eq!(origin.peer.as_deref(), Some("127.0.0.1"));
+    assert_eq!(origin.helo, "client.example");
+    let content = &message.content;
+    assert!(
+        content.starts_with("Received: from client.example ([127.0.0.1])"),
+        "{content}"
+    );
+    for part in [
+        "TLSv1.3",
+        "by mx.example with ESMTPSA",
+        &format!("id {id};"),
+        "\r\nSubject: hello\r\nDate: ",
+        &format!("Message-ID: <{id}@mx.example>\r\n\r\nbody\r\n"),
+    ] {
+        assert!(content.contains(part), "{part:?} not in {content}");
+    }
+    let header = &message.submission.header;
+    assert_eq!(header.get("subject"), Some("hello"));
+    assert_eq!(header.hops(), 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn implicit_tls_pipelining_and_chunks() {
+    let server = start(Remembering::default(), |_| {});
+    let tcp = TcpStream::connect(server.addresses[1]).await.unwrap();
+    let mut client = server.handshake(tcp).await;
+    client.expect("220").await;
+    client.login("bulk", "secret").await;
+    let envelope = "MAIL FROM:<crm@acme.example>\r\nRCPT TO:<bob@example.org>\r\n";
+    // Two messages by BDAT and one by DATA, all at once but for the data.
+    let chunks = format!("{envelope}BDAT 4\r\nA: bBDAT 7 LAST\r\n\r\n\r\n1\r\n");
+    client
+        .send(&format!("{chunks}{chunks}{envelope}DATA\r\n"))
+        .await;
+    for start in [
+        "250 2.1.0",
+        "250 2.1.5",
+        "250 2.0.0 4 octets",
+        "250 2.0.0 queued",
+        "250 2.1.0",
+        "250 2.1.5",
+        "250 2.0.0 4 octets",
+        "250 2.0.0 queued",
+        "250 2.1.0",
+        "250 2.1.5",
+        "354",
+    ] {
+        client.expect(start).await;
+    }
+    client.send("A: b\r\n\r\n..\r\n.\r\nQUIT\r\n").await;
+    client.expect("250 2.0.0 queued").await;
+    client.expect("221").await;
+    client.closed().await;
+    let taken = server.taken();
+    let bodies: Vec<&str> = taken
+        .iter()
+        .map(|t| t.content.split_once("\r\n\r\n").unwrap().1)
+        .collect();
+    assert_eq!(bodies, ["1\r\n", "1\r\n", ".\r\n"]);
+    assert!(taken.iter().all(|t| t.submission.bulk));
+    assert_eq!(taken[0].submission.origin.via, "smtps");
+    assert_eq!(server.stats.messages_accepted.load(Ordering::Relaxed), 3);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn who_may_send_what() {
+    let server = start(Remembering::default(), |_| {});
+    let mut client = server.connect(2).await;
+    client.expect("220").await;
+    client.command("EHLO c", "250").await;
+    let wrong = STANDARD.encode("\0crm\0guess");
+    client
+        .command(&format!("AUTH PLAIN {wrong}"), "535 5.7.8")
+        .await;
+    client
+        .command("MAIL FROM:<crm@acme.example>", "530 5.7.0")
+        .await;
+    client.login("crm", "secret").await;
+    for (path, start) in [
+        (
+            "<crm@late.example>",
+            "550 5.7.1 MAIL FROM: late.example is not a domain",
+        ),
+        ("<crm@sub.acme.example>", "550 5.7.1"),
+        ("<>", "550 5.7.1 MAIL FROM: the null reverse-path"),
+        ("<crm@ACME.example>", "250"),
+    ] {
+        client.command(&format!("MAIL FROM:{path}"), start).await;
+    }
+    let mut late = server.logged_in("late").await;
+    late.command(
+        "MAIL FROM:<a@late.example>",
+        "550 5.7.1 tenant late is suspended",
+    )
+    .await;
+    // The queue takes nothing now.
+    client.command("RSET", "250").await;
+    let full = Reply::new(452, Enhanced::new(4, 3, 1), "storage is full");
+    *server.intake.refusal.lock().unwrap() = Some(full);
+    client
+        .command("MAIL FROM:<crm@acme.example>", "452 4.3.1")
+        .await;
+    *server.intake.refusal.lock().unwrap() = None;
+    client.command("MAIL FROM:<crm@acme.example>", "250").await;
+    client.command("RSET", "250").await;
+    // A connection does not outlive its password.
+    server.directory.store(Arc::new(directory("changed")));
+    client
+        .command("MAIL FROM:<crm@acme.example>", "421 4.7.0")
+        .await;
+    client.closed().await;
+    assert_eq!(server.stats.logins_failed.load(Ordering::Relaxed), 1);
+    assert!(server.taken().is_empty());
+    drop(late);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn guessing_passwords_is_cut_short() {
+    let server = start(Remembering::default(), |config| {
+        config.auth = AuthConfig {
+            failures_per_address: 4,
+            ..AuthConfig::default()
+        };
+    });
+    let wrong = format!("AUTH PLAIN {}", STANDARD.encode("\0crm\0guess"));
+    let mut client = server.connect(2).await;
+    client.expect("220").await;
+    client.command("EHLO c", "250").await;
+    for _ in 0..3 {
+        client.command(&wrong, "535").await;
+    }
+    client.expect("421 4.7.0 too many failed logins").await;
+    client.closed().await;
+    let mut client = server.connect(2).await;
+    client.expect("220").await;
+    client.command("EHLO c", "250").await;
+    client.command(&wrong, "535").await;
+    client
+        .command(&wrong, "421 4.7.0 too many failed logins from your address")
+        .await;
+    client.closed().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_large_message_is_streamed() {
+    let server = start(Remembering::default(), |config| {
+        config.spool_above = 64 * 1024
+    });
+    let mut client = server.logged_in("crm").await;
+    client.begin().await;
+    let line = format!("{}\r\n", "x".repeat(998));
+    let mut sent = String::from("Subject: big\r\n\r\n");
+    sent += &line.repeat(3_000);
+    client.send(&sent).await;
+    client.command(".", "250").await;
+    // A small one behind it is in memory again.
+    client.begin().await;
+    client.command("Subject: small\r\n\r\nx\r\n.", "250").await;
+    let taken = server.taken();
+    assert!(taken[0].streamed && !taken[1].streamed);
+    let content = &taken[0].content;
+    assert!(content.starts_with("Received: "));
+    let (_, body) = content.split_once("\r\n\r\n").unwrap();
+    assert!(body == line.repeat(3_000));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_store_is_said_after_the_data() {
+    let intake = Remembering {
+        full: true,
+        ..Remembering::default()
+    };
+    let server = start(intake, |config| config.spool_above = 10_000);
+    let mut client = server.logged_in("crm").await;
+    client.begin().await;
+    client
+        .send(&format!("A: b\r\n\r\n{}", "text\r\n".repeat(50_000)))
+        .await;
+    client.command(".", "452 4.3.1").await;
+    client.begin().await;
+    client.command("A: b\r\n\r\nsmall\r\n.", "250").await;
+    assert_eq!(server.taken().len(), 1);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_in_mid_stream_reaches_a_client_that_goes_on_sending() {
+    let server = start(Remembering::default(), |_| {});
+    let mut client = server.logged_in("crm").await;
+    client.begin().await;
+    client.send("A: b\r\n\r\nbare\n").await;
+    let rest = "text\r\n".repeat(500_000);
+    let (mut reader, mut writer) = tokio::io::split(client.0.into_inner());
+    let sending = tokio::spawn(async move {
+        let sent = writer.write_all(rest.as_bytes()).await;
+        let _ = writer.write_all(b".\r\n").await;
+        let _ = writer.shutdown().await;
+        sent
+    });
+    let mut reply = String::new();
+    reader.read_to_string(&mut reply).await.unwrap();
+    assert!(reply.starts_with("554 5.6.0"), "{reply}");
+    sending.await.unwrap().unwrap();
+    assert!(server.taken().is_empty());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_listener_may_repair_line_ends() {
+    let server = start(Remembering::default(), |_| {});
+    let mut client = server.connect(3).await;
+    client.expect("220").await;
+    client.login("crm", "secret").await;
+    client.begin().await;
+    client
+        .command("Date: x\nMessage-ID: <y>\n\none\ntwo\r\n.", "250")
+        .await;
+    let taken = server.taken();
+    let content = &taken[0].content;
+    assert!(
+        content.ends_with("\r\nDate: x\r\nMessage-ID: <y>\r\n\r\none\r\ntwo\r\n"),
+        "{content}"
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn commands_behind_starttls_are_an_attack() {
+    let server = start(Remembering::default(), |_| {});
+    let mut client = server.connect(0).await;
+    client.expect("220").await;
+    client.command("EHLO c", "250").await;
+    client
+        .send("STARTTLS\r\nMAIL FROM:<crm@acme.example>\r\n")
+        .await;
+    client.expect("554 5.5.1").await;
+    client.closed().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn idle_clients_are_told_so_and_closed() {
+    let server = start(Remembering::default(), |config| {
+        config.timeouts = Timeouts {
+            command: Duration::from_millis(50),
+            ..Timeouts::default()
+        };
+    });
+    let mut client = server.connect(0).await;
+    client.expect("220").await;
+    client.expect("421 4.4.2").await;
+    client.closed().await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn connections_are_limited_and_places_are_given_back() {
+    let server = start(Remembering::default(), |config| {
+        config.max_connections_per_address = 2;
+    });
+    let mut first = server.connect(0).await;
+    first.expect("220").await;
+    let mut second = server.connect(2).await;
+    second.expect("220").await;
+    let mut third = server.connect(0).await;
+    third
+        .expect("421 4.7.0 too many connections from your address")
+        .await;
+    third.closed().await;
+    first.command("QUIT", "221").await;
+    first.closed().await;
+    // The place is free a moment after the client sees the end.
+    loop {
+        let mut again = server.connect(0).await;
+        if again.reply().await.starts_with("220") {
+            break;
+        }
+    }
+    assert!(server.stats.connections_refused.load(Ordering::Relaxed) >= 1);
+    drop(second);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_closes_idle_sessions_and_lets_messages_end() {
+    let mut server = start(Remembering::default(), |_| {});
+    let mut idle = server.connect(0).await;
+    idle.expect("220").await;
+    let mut busy = server.logged_in("crm").await;
+    busy.begin().await;
+    busy.send("A: b\r\n\r\nhalf").await;
+    let _ = server.stop.take().unwrap().send(());
+    idle.expect("421 4.3.2").await;
+    idle.closed().await;
+    let late = TcpStream::connect(server.addresses[0]).await;
+    assert!(late.is_err(), "the listener is closed");
+    busy.command(" and half\r\n.", "250").await;
+    busy.expect("421 4.3.2").await;
+    busy.closed().await;
+    server.running.await.unwrap();
+    let taken = server.intake.taken.lock().unwrap();
+    assert!(taken[0].content.ends_with("half and half\r\n"));
+}
+
+#[tokio::test]
+async fn a_stop_does_not_wait_for_ever() {
+    let mut server = start(Remembering::default(), |config| {
+        config.timeouts.stop = Duration::from_millis(50);
+    });
+    let mut busy = server.logged_in("crm").await;
+    busy.begin().await;
+    let _ = server.stop.take().unwrap().send(());
+    busy.expect("421 4.3.2").await;
+    busy.closed().await;
+    drop(busy);
+    server.running.await.unwrap();
+    assert!(server.intake.taken.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_honest_client_is_served_among_idle_ones() {
+    let server = start(Remembering::default(), |_| {});
+    let mut idle = Vec::new();
+    for _ in 0..200 {
+        idle.push(TcpStream::connect(server.addresses[0]).await.unwrap());
+    }
+    let mut client = server.logged_in("crm").await;
+    client.begin().await;
+    client.command("A: b\r\n\r\nx\r\n.", "250").await;
+    drop((idle, client));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn bind_errors_name_the_listener_and_the_remedy() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let bind = |address: SocketAddr, mode, allow_plain_auth| {
+        let config = SubmissionConfig {
+            listeners: vec![ListenerConfig {
+                address,
+                mode,
+                allow_plain_auth,
+                repair_line_ends: false,
+            }],
+            ..SubmissionConfig::default()
+        };
+        let directory = Arc::new(ArcSwap::from_pointee(Directory::default()));
+        let intake = Arc::new(Remembering::default());
+        match Submission::bind(config, None, intake, directory, Arc::new(OsClock)) {
+            Ok(_) => panic!("bound"),
+            Err(error) => error.to_string(),
+        }
+    };
+    let used = taken.local_addr().unwrap();
+    let error = bind(used, ListenerMode::Plain, true);
+    assert!(
+        error.contains(&used.to_string()) && error.contains("choose another port"),
+        "{error}"
+    );
+    let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    let error = bind(loopback, ListenerMode::StartTls, false);
+    assert!(error.contains("certificate"), "{error}");
+    let error = bind(loopback, ListenerMode::Plain, false);
+    assert!(error.contains("nobody could log in"), "{error}");
+    let everywhere = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+    let error = bind(everywhere, ListenerMode::Plain, true);
+    assert!(error.contains("loopback"), "{error}");
+    let error = bind("192.0.2.77:0".parse().unwrap(), ListenerMode::Plain, false);
+    assert!(error.contains("192.0.2.77"), "{error}");
+}
