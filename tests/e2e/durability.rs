@@ -156,7 +156,7 @@ fn a_sync_is_completed_between_the_end_of_data_and_each_250() {
         "this test needs strace: apt-get install strace, or run cargo xtask test"
     );
     let mut internet = Internet::start().unwrap();
-    // No delivery of its own may sync in between: the destination does not answer.
+    // No delivery may sync in between: after one failure the destination is left alone.
     internet.unreachable("dark.test");
     let options = Options::new(&internet)
         .unwrap()
@@ -186,8 +186,9 @@ fn a_sync_is_completed_between_the_end_of_data_and_each_250() {
         let reply = raw.submit(SENDER, &["b@dark.test"], &content).unwrap();
         assert_eq!(reply.code, 250);
         ids.push(reply.queue_id().unwrap());
-        // A first attempt settles with a sync of its own: let it pass.
-        gateway.wait_logged(&ids[number], "deferred", SOON).unwrap();
+        if number == 0 {
+            gateway.wait_logged(&ids[0], "deferred", SOON).unwrap();
+        }
     }
     gateway.stop().unwrap();
 

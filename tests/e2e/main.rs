@@ -38,7 +38,10 @@ impl World {
     }
 
     fn with(change: impl FnOnce(Options) -> Options) -> World {
-        let mut internet = Internet::start().unwrap();
+        World::on(Internet::start().unwrap(), change)
+    }
+
+    fn on(mut internet: Internet, change: impl FnOnce(Options) -> Options) -> World {
         let inbox = internet
             .destination("acme.test", Behaviour::accept())
             .unwrap();
@@ -135,7 +138,8 @@ impl Notice {
     fn status(&self) -> String {
         let text = self.mail.text();
         let from = text.find("Reporting-MTA").unwrap_or_default();
-        text[from..].replace("; ", ";").replace("dns;", "dns;")
+        let part = text[from..].split("\r\n--").next().unwrap_or_default();
+        part.replace("; ", ";")
     }
 
     fn says(&self, what: &str) {

@@ -114,6 +114,12 @@ fn a_damaged_database_stops_the_start_with_its_name() {
         .open(&database)
         .unwrap();
     file.write_all_at(&[0xff; 512], 0).unwrap();
+    // Else the write-ahead log would heal the page.
+    for suffix in ["-wal", "-shm"] {
+        let mut beside = database.clone().into_os_string();
+        beside.push(suffix);
+        let _ = std::fs::remove_file(beside);
+    }
     gateway.spawn().unwrap();
     let status = gateway.wait(SOON).unwrap();
     assert!(!status.success());

@@ -3,9 +3,10 @@
 
 use tidegate_tests::client::Answer;
 use tidegate_tests::gateway::{kinds, policy};
+use tidegate_tests::internet::Internet;
 use tidegate_tests::mail::Mail;
-use tidegate_tests::raw::Raw;
 use tidegate_tests::sink::{Behaviour, Destination, Stage};
+use tidegate_tests::tls::Identity;
 
 use super::{SENDER, SOON, World};
 
@@ -131,46 +132,64 @@ fn beside_managed_recipients_a_refusal_becomes_a_notice() {
 }
 
 #[test]
-fn the_servers_password_is_used_and_not_shown() {
-    let (mut world, _office) = world();
-    let ip = world.internet.unused();
-    let locked = Destination::start(
-        ip,
-        0,
-        Behaviour::accept().login("relay", "secret of the tenant"),
-    )
-    .unwrap();
-    let file = world.gateway.secret("secret of the tenant").unwrap();
-    let port = locked.address().port().to_string();
+fn the_servers_password_travels_over_verified_tls_only_and_is_not_shown() {
+    const SECRET: &str = "secret of the tenant";
+    let mut internet = Internet::start().unwrap();
+    let ip = internet.unused();
+    let host = ip.to_string();
+    let identity = Identity::new(&[&host]).unwrap();
+    let anchors = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(anchors.path(), &identity.certificate_pem).unwrap();
+    let anchors = anchors.path().display().to_string();
+    let world = World::on(internet, |options| {
+        options.set("delivery.trust_anchors", anchors.as_str())
+    });
+    let behaviour = || Behaviour::accept().login("relay", SECRET);
+    let office = Destination::start(ip, 0, behaviour().starttls(&identity)).unwrap();
+    let port = office.address().port().to_string();
+    let file = world.gateway.secret(SECRET).unwrap();
+    let add = |tls: &str| {
+        let words = ["server", "add", "office", "--tenant", "acme", "--replace"];
+        let place = ["--host", &host, "--port", &port, "--tls", tls];
+        let login = ["--user", "relay", "--password-file", &file];
+        world.gateway.run(&[&words[..], &place, &login].concat())
+    };
+    let refused = add("none").unwrap_err().to_string();
+    assert!(refused.contains("TLS"), "{refused}");
+    add("start-tls").unwrap();
     world
         .gateway
-        .run(&[
-            "server",
-            "add",
-            "office",
-            "--tenant",
-            "acme",
-            "--host",
-            &ip.to_string(),
-            "--port",
-            &port,
-            "--tls",
-            "none",
-            "--user",
-            "relay",
-            "--password-file",
-            &file,
-            "--replace",
-        ])
+        .policy(
+            "routing/acme",
+            &policy("routing-default").unwrap(),
+            TO_OFFICE,
+        )
         .unwrap();
+
     let mail = Mail::new(SENDER, &["b@partner.test"], "through");
     let answer = world.crm().send(&mail).unwrap();
     assert!(matches!(answer, Answer::Accepted { .. }), "{answer:?}");
-    assert_eq!(locked.counts().messages, 1);
-    let shown = world.gateway.run(&["server", "list", "--json"]).unwrap();
-    assert!(!shown.contains("secret of the tenant"), "{shown}");
-    assert!(!world.gateway.said().contains("secret of the tenant"));
+    assert!(office.mail()[0].tls);
 
-    let mut raw = Raw::connect(locked.address()).unwrap();
-    raw.expect(220).unwrap();
+    // A server that shows another certificate, or none, gets no password.
+    let other = Identity::new(&[&host]).unwrap();
+    office.behave(behaviour().starttls(&other));
+    office.hang_up();
+    let answer = world.crm().send(&mail).unwrap();
+    assert!(
+        matches!(answer, Answer::Refused { code: 400..500, .. }),
+        "{answer:?}"
+    );
+    office.behave(behaviour());
+    office.hang_up();
+    let answer = world.crm().send(&mail).unwrap();
+    assert!(
+        matches!(answer, Answer::Refused { code: 400..500, .. }),
+        "{answer:?}"
+    );
+    assert_eq!(office.counts().messages, 1);
+
+    let shown = world.gateway.run(&["server", "list", "--json"]).unwrap();
+    assert!(!shown.contains(SECRET), "{shown}");
+    assert!(!world.gateway.said().contains(SECRET));
 }

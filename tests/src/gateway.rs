@@ -352,14 +352,21 @@ impl Gateway {
         std::fs::read_to_string(self.directory().join("stderr.log")).unwrap_or_default()
     }
 
+    /// The gateway's own process, also where a wrapper started it.
     pub fn pid(&self) -> anyhow::Result<u32> {
-        Ok(self.process.as_ref().context("not running")?.id())
+        let child = self.process.as_ref().context("not running")?.id();
+        let told = std::fs::read_to_string(self.directory().join("ready.json"))
+            .ok()
+            .and_then(|text| serde_json::from_str::<Value>(&text).ok())
+            .and_then(|ready| ready["pid"].as_u64());
+        Ok(told.map_or(child, |pid| pid as u32))
     }
 
     /// SIGKILL: a crash.
     pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.signal(Signal::KILL)?;
         let mut child = self.process.take().context("not running")?;
-        child.kill()?;
+        // A wrapper ends after what it wraps.
         child.wait()?;
         Ok(())
     }
@@ -528,6 +535,8 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
+        // First the gateway itself: a tracer that is killed would only let go of it.
+        let _ = self.signal(Signal::KILL);
         if let Some(mut child) = self.process.take() {
             let _ = child.kill();
             let _ = child.wait();

@@ -73,7 +73,7 @@ impl Postgres {
     /// For the gateway's `database` setting.
     pub fn url(&self) -> String {
         format!(
-            "postgres:///postgres?host={}&user={USER}",
+            "postgres://{USER}@localhost/postgres?host={}",
             self.directory.path().display()
         )
     }

@@ -224,8 +224,7 @@ impl Destination {
     pub fn start(ip: impl Into<IpAddr>, port: u16, behaviour: Behaviour) -> anyhow::Result<Self> {
         let ip = ip.into();
         anyhow::ensure!(ip.is_loopback(), "{ip} is not a loopback address");
-        let listener =
-            TcpListener::bind((ip, port)).with_context(|| format!("listen on {ip}:{port}"))?;
+        let listener = bind(ip, port).with_context(|| format!("listen on {ip}:{port}"))?;
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::default());
         shared.state().behaviour = behaviour;
@@ -250,6 +249,13 @@ impl Destination {
     /// From the next command on.
     pub fn behave(&self, behaviour: Behaviour) {
         self.shared.state().behaviour = behaviour;
+    }
+
+    /// Closes all connections; new ones are served.
+    pub fn hang_up(&self) {
+        for stream in self.shared.state().open.values() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
     }
 
     /// Also writes every message to this directory, as a mailbox of `.eml` files.
@@ -325,11 +331,24 @@ impl Destination {
 impl Drop for Destination {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::Relaxed);
-        for stream in self.shared.state().open.values() {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
+        self.hang_up();
         // Wakes the thread in accept(2).
         let _ = TcpStream::connect_timeout(&self.address, Duration::from_millis(200));
+    }
+}
+
+/// A port that was just found free can be held for a moment by a child between fork and exec.
+fn bind(ip: IpAddr, port: u16) -> std::io::Result<TcpListener> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        match TcpListener::bind((ip, port)) {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            done => return done,
+        }
     }
 }
 

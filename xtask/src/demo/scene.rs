@@ -20,12 +20,7 @@ const SENDER: &str = "sales@acme.example";
 /// A submission and its answer.
 pub struct Sent {
     pub answer: Answer,
-}
-
-impl Sent {
-    pub fn id(&self) -> Option<String> {
-        self.answer.id().ok()
-    }
+    pub message_id: String,
 }
 
 /// Everything that runs.
@@ -119,15 +114,26 @@ impl Scene {
 
     pub fn destinations(&self) -> [(&'static str, &Destination); 8] {
         [
-            ("acme.example (its inbox: notices)", &self.inbox),
+            ("acme.example", &self.inbox),
             ("customer.example", &self.customer),
             ("slow.example", &self.slow),
             ("gone.example", &self.gone),
             ("partner.example", &self.partner),
             ("news.example", &self.news),
             ("blocked.example", &self.blocked),
-            ("acme's own server", &self.office),
+            ("office", &self.office),
         ]
+    }
+
+    /// The log entry of a mail and its queue id, as an enquiry by Message-ID finds them.
+    pub fn enquire(&self, mail: &Sent) -> anyhow::Result<(String, serde_json::Value)> {
+        let found = self
+            .gateway
+            .json(&["log", "--message-id", &mail.message_id])?;
+        let id = found[0]["message"]
+            .as_str()
+            .with_context(|| format!("{} is not in the log", mail.message_id))?;
+        Ok((id.to_owned(), found[0].clone()))
     }
 
     /// Puts a configuration of the default routing policy in force for acme.
@@ -166,7 +172,10 @@ impl Scene {
             Answer::Refused { code, text } => format!("{code} {text}"),
         };
         story.say(&format!("CRM to {}: {subject:?} -> {said}", to.join(", ")));
-        Ok(Sent { answer })
+        Ok(Sent {
+            answer,
+            message_id: mail.message_id,
+        })
     }
 
     /// All exported lines so far.
@@ -194,7 +203,12 @@ impl Scene {
         for (name, server) in self.destinations() {
             let directory = self.place.join("delivered").join(name);
             let number = server.counts().messages;
-            println!("  {number:2} x {name:34} {}", directory.display());
+            let what = match name {
+                "acme.example" => "acme.example, notices",
+                "office" => "acme's own server",
+                name => name,
+            };
+            println!("  {number:2} x {what:22} {}", directory.display());
         }
         println!("The exported log:");
         for file in self.export_files() {
