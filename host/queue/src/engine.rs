@@ -30,7 +30,7 @@ use tokio::sync::Notify;
 use crate::control::Stats;
 use crate::directory::Directory;
 use crate::ports::*;
-use crate::schedule::{Bounds, NewEntry, QueueKey, Scheduler};
+use crate::schedule::{Bounds, NewEntry, Next, QueueKey, Scheduler};
 use crate::settings::Settings;
 use flight::Flights;
 use notify::Debts;
@@ -38,6 +38,9 @@ use settle::Ledger;
 
 /// Recipients loaded per page at a start.
 const LOAD_PAGE: u32 = 20_000;
+
+/// Opens a sealed secret.
+pub type Unseal = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
 /// What an engine is made of.
 pub struct Parts {
@@ -51,7 +54,7 @@ pub struct Parts {
     pub sinks: HashMap<String, Arc<dyn Sink>>,
     pub directory: Arc<ArcSwap<Directory>>,
     /// Opens a sealed password; `None` if it can't be opened with the master key.
-    pub unseal: Arc<dyn Fn(&str) -> Option<String> + Send + Sync>,
+    pub unseal: Unseal,
     /// Number of this gateway, 0 to 255, for its queue ids.
     pub node: u8,
 }
@@ -117,16 +120,25 @@ impl Engine {
             let Some(last) = page.last() else { break };
             after = Some(last.id);
             for recipient in page {
-                if recipient.state.owes != tidegate_mail::Owes::None {
-                    debts.push(recipient.id.message);
+                let owes = recipient.state.owes != tidegate_mail::Owes::None;
+                let message = recipient.id.message;
+                if recipient.state.is_done() {
+                    if owes {
+                        debts.push(message, None);
+                    }
+                    continue;
                 }
-                if let State::Waiting { .. } = recipient.state.state {
-                    let key = queue_key(&recipient.tenant, &recipient.domain, &recipient.promise);
-                    scheduler.add(
-                        &key,
-                        new_entry(recipient.id, &recipient.state, &recipient.promise),
-                        now,
-                    );
+                let key = queue_key(&recipient.tenant, &recipient.domain, &recipient.promise);
+                let entry = new_entry(recipient.id, &recipient.state, &recipient.promise);
+                if owes {
+                    let next = Next::Waiting {
+                        due: entry.due,
+                        delay_at: entry.delay_at,
+                        attempts: entry.attempts,
+                    };
+                    debts.push(message, Some((scheduler.add_taken(&key, entry), next)));
+                } else {
+                    scheduler.add(&key, entry, now);
                 }
             }
         }

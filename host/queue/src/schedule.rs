@@ -277,6 +277,17 @@ impl Scheduler {
 
     /// Adds a recipient; it is ready at once if it is due.
     pub fn add(&mut self, key: &QueueKey, new: NewEntry, now: Timestamp) {
+        let slot = self.insert(key, new);
+        self.place(slot, now);
+    }
+
+    /// Adds a recipient as taken: it takes part once it is settled.
+    pub fn add_taken(&mut self, key: &QueueKey, new: NewEntry) -> Ticket {
+        let slot = self.insert(key, new);
+        self.ticket(slot)
+    }
+
+    fn insert(&mut self, key: &QueueKey, new: NewEntry) -> u32 {
         let queue = self.queue(key);
         let slot = self.entries.insert(Entry {
             id: new.id,
@@ -293,7 +304,7 @@ impl Scheduler {
         if let Some(lane) = q.lane {
             self.lanes[lane as usize].backlog += 1;
         }
-        self.place(slot, now);
+        slot
     }
 
     fn queue(&mut self, key: &QueueKey) -> u32 {
@@ -531,9 +542,12 @@ impl Scheduler {
                 break;
             }
             let q = &mut self.queues[queue as usize];
-            let list = if tickets.is_empty() && q.fresh.is_empty() {
-                &mut q.retried
-            } else if !tickets.is_empty() && tickets[0].attempts > 0 {
+            // A batch stays in the list in which it began.
+            let from_retried = match tickets.first() {
+                Some(first) => first.attempts > 0,
+                None => q.fresh.is_empty(),
+            };
+            let list = if from_retried {
                 &mut q.retried
             } else {
                 &mut q.fresh

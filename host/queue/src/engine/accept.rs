@@ -227,7 +227,7 @@ impl Engine {
         }
         for (index, reply) in sorted.refused {
             let outcome = Outcome::from_reply(Stage::Local, reply);
-            self.bounce_at_birth(&submission, &mut draft, index, outcome, EventKind::Refused);
+            self.bounce_at_birth(&submission, &mut draft, index, outcome, None);
         }
         let keys = self.keys(&submission);
         let content = submission.content.clone();
@@ -318,20 +318,25 @@ impl Engine {
             self.alarm.notify_one();
         }
         if owes {
-            self.debts.push(message);
+            self.debts.push(message, None);
         }
         self.kick();
     }
 
     /// A recipient that is refused although the message is accepted: it owes its notice.
+    /// `host` is the tenant's server where that refused it; `None`: the route did.
     pub(super) fn bounce_at_birth(
         &self,
         submission: &Submission,
         draft: &mut Draft,
         index: u32,
         outcome: Outcome,
-        kind: EventKind,
+        host: Option<String>,
     ) {
+        let kind = match host {
+            Some(_) => EventKind::PassthroughTried,
+            None => EventKind::Refused,
+        };
         let envelope = draft.envelope.clone();
         let rights = Rights {
             notify: envelope.recipients[index as usize].notify,
@@ -362,7 +367,13 @@ impl Engine {
             recipient: Some(index),
             detail,
         });
-        let state = RecipientState::refused(outcome, rights, draft.now);
+        let mut state = RecipientState::refused(outcome, rights, draft.now);
+        if let Some(host) = host {
+            state.attempts = 1;
+            if let Some(last) = &mut state.last {
+                last.host = Some(host);
+            }
+        }
         if state.owes != tidegate_mail::Owes::None {
             draft.push(&submission.tenant, index, state, promise);
         }

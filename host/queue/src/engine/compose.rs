@@ -74,9 +74,7 @@ impl Engine {
 async fn gather(content: &dyn ContentReader, most: usize) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     while bytes.len() < most {
-        let part = content
-            .read(bytes.len() as u64, most - bytes.len())
-            .await?;
+        let part = content.read(bytes.len() as u64, most - bytes.len()).await?;
         if part.is_empty() {
             break;
         }

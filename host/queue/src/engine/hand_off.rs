@@ -31,10 +31,16 @@ impl Engine {
         sorted: &mut Sorted,
     ) -> Handed {
         let mut taken: Option<Reply> = None;
-        let mut failed: Vec<(u32, Outcome)> = Vec::new();
+        let mut failed: Vec<(u32, Outcome, String)> = Vec::new();
         for (server, after_failure, indices) in std::mem::take(&mut sorted.passthrough) {
             add(&self.counters.passthrough_tried, indices.len() as u64);
             let results = self.attempt_at(submission, draft, &server, &indices).await;
+            let host = self
+                .parts
+                .directory
+                .load()
+                .server(&submission.tenant, &server)
+                .map_or(server, |s| s.host.clone());
             for (index, outcome) in results {
                 match (outcome.verdict, after_failure) {
                     (Verdict::Delivered, _) => {
@@ -47,7 +53,7 @@ impl Engine {
                         self.tried(submission, draft, index);
                         sorted.managed.push((index, Managed::default()));
                     }
-                    _ => failed.push((index, outcome)),
+                    _ => failed.push((index, outcome, host.clone())),
                 }
             }
         }
@@ -55,14 +61,8 @@ impl Engine {
             || (taken.is_some() && !(failed.is_empty() && sorted.refused.is_empty()))
         {
             // A 250 has to be given, so each refused one is owed a notice.
-            for (index, outcome) in failed {
-                self.bounce_at_birth(
-                    submission,
-                    draft,
-                    index,
-                    outcome,
-                    EventKind::PassthroughTried,
-                );
+            for (index, outcome, host) in failed {
+                self.bounce_at_birth(submission, draft, index, outcome, Some(host));
             }
             return Handed::GoesOn;
         }
@@ -72,10 +72,10 @@ impl Engine {
                 // A 4xx among the answers: the client is to come again with all of them.
                 let worst = failed
                     .iter()
-                    .find(|(_, o)| o.verdict != Verdict::Permanent)
+                    .find(|(_, o, _)| o.verdict != Verdict::Permanent)
                     .or(failed.first())
-                    .map(|(_, o)| answer_for(o));
-                for (index, _) in &failed {
+                    .map(|(_, o, _)| answer_for(o));
+                for (index, _, _) in &failed {
                     self.tried(submission, draft, *index);
                 }
                 worst.unwrap_or_else(|| Reply::new(451, Enhanced::new(4, 3, 0), "try again later"))

@@ -12,9 +12,7 @@ use std::time::Duration;
 use tidegate_mail::dsn::Kind;
 use tidegate_mail::event::Detail;
 use tidegate_mail::recipient::{Input, step};
-use tidegate_mail::{
-    Event, EventKind, MessageId, Owes, RecipientState, TrafficClass,
-};
+use tidegate_mail::{Event, EventKind, MessageId, Owes, RecipientState, TrafficClass};
 use tokio::sync::Notify;
 
 use super::flight::Carried;
@@ -22,72 +20,99 @@ use super::{Engine, add, shard_of};
 use crate::directory::BUILT_IN_RELAY;
 use crate::ports::*;
 use crate::route::Managed;
+use crate::schedule::{Next, Ticket};
 
-/// Messages with recipients that owe a notice.
+/// When to look again at a notice that could not be stored.
+const PAY_AGAIN: Duration = Duration::from_secs(5);
+
+/// A message with recipients that owe a notice.
+///
+/// A recipient that still waits is held here, out of the schedule, until its debt is
+/// paid: an attempt meanwhile would start from a state that is about to change.
+pub(super) struct Debt {
+    pub message: MessageId,
+    pub held: Vec<(Ticket, Next)>,
+}
+
 #[derive(Default)]
 pub(super) struct Debts {
-    messages: Mutex<VecDeque<MessageId>>,
+    queue: Mutex<VecDeque<Debt>>,
     pub filled: Notify,
 }
 
 impl Debts {
-    pub fn push(&self, message: MessageId) {
-        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
-        // Recipients of one message often end together; a look pays for all of them.
-        if messages.back() != Some(&message) {
-            messages.push_back(message);
+    pub fn push(&self, message: MessageId, held: Option<(Ticket, Next)>) {
+        {
+            let mut queue = self.lock();
+            // Recipients of one message often end together; one look pays for all of them.
+            match queue.back_mut() {
+                Some(last) if last.message == message => last.held.extend(held),
+                _ => queue.push_back(Debt {
+                    message,
+                    held: held.into_iter().collect(),
+                }),
+            }
         }
         self.filled.notify_one();
     }
 
-    fn pop(&self) -> Option<MessageId> {
-        self.messages
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front()
+    fn pop(&self) -> Option<Debt> {
+        self.lock().pop_front()
+    }
+
+    fn give_back(&self, debt: Debt) {
+        self.lock().push_front(debt);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Debt>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Engine {
     pub(super) async fn keep_notifying(&self) {
         loop {
-            if self.pay_debts().await == 0 {
-                self.debts.filled.notified().await;
+            match self.pay_debts().await {
+                Ok(0) => self.debts.filled.notified().await,
+                Ok(_) => {}
+                Err(_) => {
+                    let again = self.now().plus(PAY_AGAIN);
+                    self.parts.clock.sleep_until(again).await;
+                }
             }
         }
     }
 
     /// Pays every debt there is; returns how many messages were looked at. What could
-    /// not be stored is tried again after a while.
-    pub(super) async fn pay_debts(&self) -> usize {
+    /// not be stored stays owed.
+    pub(super) async fn pay_debts(&self) -> StoreResult<usize> {
         let mut looked_at = 0;
-        while let Some(message) = self.debts.pop() {
+        while let Some(debt) = self.debts.pop() {
             looked_at += 1;
-            if let Err(error) = self.pay(message).await {
-                tracing::error!(%message, %error, "a notice could not be stored; trying again");
+            if let Err(error) = self.pay(&debt).await {
+                tracing::error!(message = %debt.message, %error, "a notice could not be stored; trying again");
                 self.note_store_error(&error);
-                self.retry_debt(message);
-                break;
+                self.debts.give_back(debt);
+                return Err(error);
+            }
+            if !debt.held.is_empty() {
+                let now = self.now();
+                {
+                    let mut scheduler = self.schedule();
+                    for (ticket, next) in debt.held {
+                        scheduler.settled(ticket, next, now);
+                    }
+                }
+                self.alarm.notify_one();
+                self.kick();
             }
         }
-        looked_at
-    }
-
-    fn retry_debt(&self, message: MessageId) {
-        let Some(me) = self.me.upgrade() else { return };
-        if !self.running.load(std::sync::atomic::Ordering::Relaxed) {
-            // Stepped or stopping: the debt is on the row and is found at the next start.
-            return;
-        }
-        let again = self.now().plus(Duration::from_secs(5));
-        tokio::spawn(async move {
-            me.parts.clock.sleep_until(again).await;
-            me.debts.push(message);
-        });
+        Ok(looked_at)
     }
 
     /// One notice for each kind that is owed by recipients of this message.
-    async fn pay(&self, message: MessageId) -> StoreResult<()> {
+    async fn pay(&self, debt: &Debt) -> StoreResult<()> {
+        let message = debt.message;
         let owing: Vec<QueuedRecipient> = self
             .parts
             .store
@@ -95,6 +120,7 @@ impl Engine {
             .await?
             .into_iter()
             .filter(|r| r.state.owes != Owes::None)
+            .filter(|r| r.state.is_done() || debt.held.iter().any(|(t, _)| t.id == r.id))
             .collect();
         if owing.is_empty() {
             return Ok(());
@@ -127,9 +153,7 @@ impl Engine {
         let Some(dsn_kind) = Kind::of(kind) else {
             return Ok(());
         };
-        let (envelope, content) = self
-            .compose(about, &sender, dsn_kind, recipients, id)
-            .await;
+        let (envelope, content) = self.compose(about, &sender, dsn_kind, recipients, id).await;
         let envelope = Arc::new(envelope);
         let promise = Arc::new(self.parts.settings.ceilings.promise(
             &Managed::default(),

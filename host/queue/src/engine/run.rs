@@ -47,7 +47,8 @@ impl Engine {
         }
         background.shutdown().await;
         while !self.ledger.is_empty() && self.settle_pending().await {}
-        self.pay_debts().await;
+        // What can't be paid now is on its row and is found at the next start.
+        let _ = self.pay_debts().await;
         self.running.store(false, Ordering::Relaxed);
     }
 
@@ -106,7 +107,7 @@ impl Engine {
             if !self.ledger.is_empty() {
                 progress |= self.settle_pending().await;
             }
-            progress |= self.pay_debts().await > 0;
+            progress |= self.pay_debts().await.is_ok_and(|n| n > 0);
             for (name, sink) in &self.parts.sinks {
                 progress |= matches!(self.export_batch(name, &**sink, 0).await, Exported::Some);
             }

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tidegate_mail::{Event, MessageId, Owes, RecipientState, State};
+use tidegate_mail::{Event, Owes, RecipientState, State};
 use tokio::sync::Notify;
 
 use super::flight::Loaded;
@@ -124,22 +124,25 @@ impl Engine {
 
     fn committed(&self, entries: Vec<Entry>) {
         let now = self.now();
-        let mut owing: Vec<MessageId> = Vec::new();
         let alarm = {
             let mut scheduler = self.schedule();
             for entry in entries {
-                if entry.settlement.state.owes != Owes::None {
-                    owing.push(entry.settlement.id.message);
+                let state = &entry.settlement.state;
+                let owes = state.owes != Owes::None;
+                let message = entry.settlement.id.message;
+                if owes && !state.is_done() {
+                    self.debts.push(message, Some((entry.ticket, entry.next)));
+                    continue;
                 }
                 scheduler.settled(entry.ticket, entry.next, now);
+                if owes {
+                    self.debts.push(message, None);
+                }
             }
             scheduler.alarm()
         };
         if alarm {
             self.alarm.notify_one();
-        }
-        for message in owing {
-            self.debts.push(message);
         }
     }
 
