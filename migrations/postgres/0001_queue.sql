@@ -16,7 +16,6 @@ CREATE TABLE shard (
 );
 INSERT INTO shard (id) SELECT generate_series(0, 255);
 
-CREATE SEQUENCE event_seq;
 -- Contents streamed in before their message is accepted: negative, so that they never
 -- meet a queue id.
 CREATE SEQUENCE upload_id INCREMENT BY -1 START WITH -1 MAXVALUE -1;
@@ -29,7 +28,7 @@ CREATE TABLE message (
     tenant      TEXT NOT NULL,
     data        TEXT NOT NULL      -- JSON: envelope, log keys, origin
 );
-CREATE INDEX message_upload ON message (content) WHERE content < 0;
+CREATE UNIQUE INDEX message_upload ON message (content) WHERE content < 0;
 
 -- Contents in pieces of 256 KiB.
 CREATE TABLE body (
@@ -42,9 +41,8 @@ ALTER TABLE body ALTER COLUMN data SET STORAGE EXTERNAL;
 
 CREATE TABLE promise (
     id   BIGINT PRIMARY KEY,
-    body TEXT NOT NULL UNIQUE      -- JSON
+    body TEXT NOT NULL              -- JSON
 );
-CREATE SEQUENCE promise_id OWNED BY promise.id;
 
 -- A recipient that is done and owes nothing has no row; a message without rows here
 -- has none either.

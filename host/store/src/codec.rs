@@ -105,6 +105,36 @@ pub(crate) struct MailRow {
     pub found_by: Vec<i64>,
 }
 
+/// Two calls in one batch contradict each other: they are to be run one by one.
+pub(crate) struct Contradiction;
+
+/// The last state of each recipient that the items change, in the order of first mention.
+pub(crate) type Changes<'a> = Vec<((i64, u32), Option<&'a StateRow>)>;
+
+pub(crate) fn merge_changes<'a>(
+    items: impl Iterator<Item = &'a Item>,
+) -> Result<Changes<'a>, Contradiction> {
+    let mut order: Changes<'a> = Vec::new();
+    let mut at: HashMap<(i64, u32), usize> = HashMap::new();
+    for change in items.flat_map(|item| &item.changes) {
+        let key = (change.message, change.index);
+        match at.get(&key) {
+            None => {
+                at.insert(key, order.len());
+                order.push((key, change.state.as_ref()));
+            }
+            Some(known) => {
+                let last = &mut order[*known].1;
+                if last.is_none() {
+                    return Err(Contradiction);
+                }
+                *last = change.state.as_ref();
+            }
+        }
+    }
+    Ok(order)
+}
+
 /// The JSON beside a message's columns.
 #[derive(Serialize)]
 struct MessageData<'a> {

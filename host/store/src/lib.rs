@@ -9,9 +9,11 @@ mod gate;
 mod log;
 mod migrate;
 mod options;
+mod postgres;
 mod registry;
 mod rows;
 mod sqlite;
+mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use std::sync::Arc;
 use tidegate_queue::{Registry, Store, StoreError, StoreResult};
 
 pub use options::Options;
+pub use postgres::PgStore;
 pub use sqlite::SqliteStore;
 pub use sqlite::disk::{Disk, RealDisk};
 
@@ -34,6 +37,10 @@ pub async fn open(
 ) -> StoreResult<(Arc<dyn Store>, Arc<dyn Registry>)> {
     if database == "sqlite" {
         let store = SqliteStore::open(dir, options).await?;
+        return Ok((store.clone(), store));
+    }
+    if database.starts_with("postgres://") || database.starts_with("postgresql://") {
+        let store = PgStore::open(database, options).await?;
         return Ok((store.clone(), store));
     }
     Err(StoreError::Conflict(format!(

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use tidegate_mail::Promise;
 use tidegate_queue::StoreResult;
 
-use crate::codec::{Item, StateRow, json};
+use crate::codec::{Contradiction, Item, StateRow, json, merge_changes};
 
 /// Rows of numbers, `[[1,null,2],...]`.
 struct Table {
@@ -113,36 +113,6 @@ pub(crate) struct Batch {
     pub days: Vec<(u32, u64, u64)>,
     pub next_seq: u64,
     pub new_promises: Vec<(Arc<Promise>, i64)>,
-}
-
-/// Two calls in one batch contradict each other: they are to be run one by one.
-pub(crate) struct Contradiction;
-
-/// The last state of each recipient that the items change, in the order of first mention.
-pub(crate) type Changes<'a> = Vec<((i64, u32), Option<&'a StateRow>)>;
-
-pub(crate) fn merge_changes<'a>(
-    items: impl Iterator<Item = &'a Item>,
-) -> Result<Changes<'a>, Contradiction> {
-    let mut order: Changes<'a> = Vec::new();
-    let mut at: HashMap<(i64, u32), usize> = HashMap::new();
-    for change in items.flat_map(|item| &item.changes) {
-        let key = (change.message, change.index);
-        match at.get(&key) {
-            None => {
-                at.insert(key, order.len());
-                order.push((key, change.state.as_ref()));
-            }
-            Some(known) => {
-                let last = &mut order[*known].1;
-                if last.is_none() {
-                    return Err(Contradiction);
-                }
-                *last = change.state.as_ref();
-            }
-        }
-    }
-    Ok(order)
 }
 
 #[derive(Default)]

@@ -18,10 +18,11 @@ use super::content::Loader;
 use super::record::{self, Piece, from_ref};
 use super::rows::{SqliteRows, run};
 use super::segments::{Segments, fault, pieces_of};
-use super::writer::Writer;
+use super::writer::SqliteWriter;
 use super::{SqliteStore, load_promises, read_error};
 use crate::gate::{Failure, Gate, Tally};
 use crate::log::{Day, Days};
+use crate::writer::Writer;
 use crate::{Options, migrate};
 
 /// The first SQLite in which a reset of the WAL cannot corrupt the database.
@@ -101,12 +102,11 @@ impl SqliteStore {
             .map_err(read_error)?;
         let failure = Arc::new(Failure::default());
         let (gate, ops) = Gate::new(failure.clone());
-        let writer = Writer {
+        let writer = SqliteWriter {
             conn,
             segments: segments.clone(),
             loader: Loader::start(options.disk.clone())?,
             tally: tally.clone(),
-            failure: failure.clone(),
             days: days.clone(),
             next_promise: promises.iter().map(|(id, _)| id + 1).max().unwrap_or(1),
             promises: promises.into_iter().map(|(id, p)| (p, id)).collect(),
@@ -115,9 +115,9 @@ impl SqliteStore {
             syncing: true,
             unsynced: false,
             to_free: Vec::new(),
-            _lock: lock,
+            lock,
         };
-        tokio::spawn(writer.serve(ops));
+        tokio::spawn(Writer::new(writer, failure.clone()).serve(ops));
         Ok(Arc::new(SqliteStore {
             rows: SqliteRows { readers, gate },
             segments,

@@ -1,10 +1,10 @@
-//! The one writer: takes what waits, commits it in one transaction, answers.
+//! A batch in SQLite.
 //!
-//! While a commit runs the next batch gathers; there is no timer. Contents are written
-//! and synced by the loader's thread while SQLite runs the statements; the commit is
-//! asked for once the contents are written, and calls are answered once both are on
-//! stable storage. So a row can outlive its content only if the machine stops between the
-//! two, and then it belongs to the last batch, which the next start verifies.
+//! Contents are written and synced by the loader's thread while SQLite runs the
+//! statements; the commit is asked for once the contents are written, and calls are
+//! answered once both are on stable storage. So a row can outlive its content only if the
+//! machine stops between the two, and then it belongs to the last batch, which the next
+//! start verifies.
 //!
 //! A batch of settlements alone is committed without a sync of its own; it becomes
 //! durable with the next one, at the latest after `sync_interval`. Space that it freed is
@@ -17,8 +17,7 @@ use std::time::Duration;
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Connection, Executor, Row as _};
 use tidegate_mail::{Promise, Timestamp};
-use tidegate_queue::{Content, StoreError, StoreResult, SweepReport};
-use tokio::sync::mpsc;
+use tidegate_queue::{Content, StoreError, SweepReport};
 
 use super::content::{Load, Loader};
 use super::encode::{self, Batch, Param};
@@ -26,17 +25,17 @@ use super::record::{Piece, to_ref};
 use super::rows::{bind_value, run};
 use super::segments::{Segments, fault, pieces_of};
 use super::{Reach, classify};
-use crate::codec::Item;
-use crate::gate::{Answer, Failure, MAX_BYTES, MAX_ITEMS, Op, Tally};
+use crate::codec::{Contradiction, Item};
+use crate::gate::Tally;
 use crate::log::Days;
 use crate::rows::Stmt;
+use crate::writer::{Backend, Refusal};
 
-pub(crate) struct Writer {
+pub(crate) struct SqliteWriter {
     pub conn: SqliteConnection,
     pub segments: Arc<Segments>,
     pub loader: Loader,
     pub tally: Arc<Tally>,
-    pub failure: Arc<Failure>,
     pub days: Arc<Days>,
     pub promises: HashMap<Arc<Promise>, i64>,
     pub next_promise: i64,
@@ -49,133 +48,10 @@ pub(crate) struct Writer {
     /// Freed by commits that are not synced yet.
     pub to_free: Vec<Piece>,
     /// Held for as long as the database is open.
-    pub _lock: std::fs::File,
+    pub lock: std::fs::File,
 }
 
-type Waiting = (Item, Answer<()>);
-
-/// Why a batch came to nothing.
-enum Refusal {
-    /// Nothing was written; one of several calls is to blame.
-    Blame(StoreError),
-    /// Nothing was written; later batches may succeed.
-    Batch(StoreError),
-    /// What is on the disk is unknown.
-    Fatal(String),
-}
-
-impl Writer {
-    pub async fn serve(mut self, mut ops: mpsc::Receiver<Op>) {
-        loop {
-            let first = if self.unsynced {
-                match tokio::time::timeout(self.sync_interval, ops.recv()).await {
-                    Ok(op) => op,
-                    Err(_) => {
-                        self.sync().await;
-                        continue;
-                    }
-                }
-            } else {
-                ops.recv().await
-            };
-            let Some(first) = first else {
-                self.sync().await;
-                break;
-            };
-            // Callers that the last batch has just woken get to ask again first.
-            tokio::task::yield_now().await;
-            let mut next = Some(first);
-            let mut batch: Vec<Waiting> = Vec::new();
-            let (mut bytes, mut other) = (0, None);
-            while let Some(op) = next.take() {
-                match op {
-                    Op::Commit(item, answer) => {
-                        bytes += item.bytes();
-                        batch.push((*item, answer));
-                        if batch.len() < MAX_ITEMS && bytes < MAX_BYTES {
-                            next = ops.try_recv().ok();
-                        }
-                    }
-                    op => other = Some(op),
-                }
-            }
-            if !batch.is_empty() {
-                self.commit(batch).await;
-            }
-            if let Some(op) = other {
-                if let Op::Close(answer) = op {
-                    self.sync().await;
-                    let _ = self.conn.close().await;
-                    drop(self._lock);
-                    let _ = answer.send(Ok(()));
-                    return;
-                }
-                self.other(op).await;
-            }
-        }
-        let _ = self.conn.close().await;
-    }
-
-    async fn other(&mut self, op: Op) {
-        match op {
-            Op::Execute(statements, answer) => {
-                let result = self.execute(statements).await;
-                let _ = answer.send(result);
-            }
-            Op::Sync(answer) => {
-                self.sync().await;
-                let _ = answer.send(self.failure.get().map_or(Ok(()), Err));
-            }
-            Op::Sweep(keep_from, answer) => {
-                let result = self.sweep(keep_from).await;
-                let _ = answer.send(result);
-            }
-            Op::Commit(..) | Op::Close(..) => {}
-        }
-    }
-
-    async fn commit(&mut self, batch: Vec<Waiting>) {
-        if let Some(error) = self.failure.get() {
-            answer_all(batch, &error);
-            return;
-        }
-        let (items, answers): (Vec<Item>, Vec<Answer<()>>) = batch.into_iter().unzip();
-        match self.attempt(&items).await {
-            Ok(()) => {
-                for answer in answers {
-                    let _ = answer.send(Ok(()));
-                }
-            }
-            Err(Refusal::Fatal(why)) => {
-                self.withdraw(&items).await;
-                self.failure.set(&why);
-                answer_all(items.into_iter().zip(answers), &StoreError::Failed(why));
-            }
-            Err(Refusal::Blame(error)) if items.len() == 1 => {
-                answer_all(items.into_iter().zip(answers), &error);
-            }
-            // One by one, so that only the one to blame is refused.
-            Err(Refusal::Blame(_)) => {
-                for one in items.into_iter().zip(answers) {
-                    Box::pin(self.commit(vec![one])).await;
-                }
-            }
-            Err(Refusal::Batch(error)) => {
-                let waiting: Vec<Waiting> = items.into_iter().zip(answers).collect();
-                let (new, old): (Vec<Waiting>, Vec<Waiting>) = waiting
-                    .into_iter()
-                    .partition(|(item, _)| item.mail.is_some());
-                if matches!(error, StoreError::Full(_)) && !new.is_empty() && !old.is_empty() {
-                    // Deliveries may go on where new mail finds no room.
-                    answer_all(new, &error);
-                    Box::pin(self.commit(old)).await;
-                } else {
-                    answer_all(new.into_iter().chain(old), &error);
-                }
-            }
-        }
-    }
-
+impl SqliteWriter {
     /// Reserves the space of all new contents; claims those that were streamed in.
     async fn place(&self, items: &[Item]) -> Result<Placed, StoreError> {
         let most = self.segments.max_record();
@@ -234,24 +110,6 @@ impl Writer {
         Ok(placed)
     }
 
-    async fn attempt(&mut self, items: &[Item]) -> Result<(), Refusal> {
-        let mut placed = self.place(items).await.map_err(|error| match error {
-            StoreError::Failed(why) => Refusal::Fatal(why),
-            error @ StoreError::Full(_) => Refusal::Batch(error),
-            error => Refusal::Blame(error),
-        })?;
-        let load = std::mem::take(&mut placed.load);
-        let done = self.write(items, &placed.refs, load).await;
-        match &done {
-            Ok(()) => {}
-            // What reached the disk is unknown: the space stays taken.
-            Err(Refusal::Fatal(_)) => {}
-            Err(Refusal::Blame(_)) if items.len() > 1 => placed.undo(&self.segments),
-            Err(_) => placed.give_up(&self.segments),
-        }
-        done
-    }
-
     async fn write(&mut self, items: &[Item], refs: &[String], load: Load) -> Result<(), Refusal> {
         let batch = encode::encode(
             items,
@@ -262,7 +120,7 @@ impl Writer {
         );
         let batch = match batch {
             Ok(Ok(batch)) => batch,
-            Ok(Err(encode::Contradiction)) => {
+            Ok(Err(Contradiction)) => {
                 return Err(Refusal::Blame(StoreError::Conflict(
                     "a recipient that has left the queue is settled again".into(),
                 )));
@@ -419,47 +277,6 @@ impl Writer {
         let _ = run(&mut self.conn, "ROLLBACK").await;
     }
 
-    /// Syncs what was committed without, by a small commit that is.
-    async fn sync(&mut self) {
-        if !self.unsynced || self.failure.get().is_some() {
-            return;
-        }
-        let beat = Stmt::new(
-            "INSERT INTO meta (name, value) VALUES ('beat', '1') ON CONFLICT (name)
-             DO UPDATE SET value = CAST(value + 1 AS TEXT)",
-            Vec::new(),
-        );
-        if let Err(error) = self.execute(vec![beat]).await {
-            // Full: the next synced commit does it.
-            tracing::warn!(%error, "settlements could not be synced yet");
-            tokio::time::sleep(self.sync_interval).await;
-        }
-    }
-
-    async fn execute(&mut self, statements: Vec<Stmt>) -> StoreResult<Vec<u64>> {
-        if let Some(error) = self.failure.get() {
-            return Err(error);
-        }
-        let done = self.try_execute(statements).await;
-        match done {
-            Ok(counts) => {
-                Tally::add(&self.tally.commits, 1);
-                self.note_sync();
-                Ok(counts)
-            }
-            Err(refusal) => {
-                self.roll_back().await;
-                Err(match refusal {
-                    Refusal::Blame(error) | Refusal::Batch(error) => error,
-                    Refusal::Fatal(why) => {
-                        self.failure.set(&why);
-                        StoreError::Failed(why)
-                    }
-                })
-            }
-        }
-    }
-
     async fn try_execute(&mut self, statements: Vec<Stmt>) -> Result<Vec<u64>, Refusal> {
         self.set_sync(true).await?;
         let mut counts = Vec::with_capacity(statements.len());
@@ -483,9 +300,44 @@ impl Writer {
         Ok(counts)
     }
 
-    /// After a failed sync: takes back the messages of a batch that was committed and
-    /// not answered, so that they are not seen after a restart. If this fails too, they
-    /// may be: nobody was told that they were accepted.
+    /// Forgets the promises that no recipient has any more.
+    async fn drop_promises(&mut self) -> Result<(), Refusal> {
+        self.execute(vec![Stmt::new(
+            "DELETE FROM promise WHERE id NOT IN (SELECT promise FROM recipient)",
+            Vec::new(),
+        )])
+        .await?;
+        self.promises = super::load_promises(&mut self.conn)
+            .await
+            .map_err(Refusal::Batch)?
+            .into_iter()
+            .map(|(id, promise)| (promise, id))
+            .collect();
+        Ok(())
+    }
+}
+
+impl Backend for SqliteWriter {
+    async fn attempt(&mut self, items: &[Item]) -> Result<(), Refusal> {
+        let mut placed = self.place(items).await.map_err(|error| match error {
+            StoreError::Failed(why) => Refusal::Fatal(why),
+            error @ StoreError::Full(_) => Refusal::Batch(error),
+            error => Refusal::Blame(error),
+        })?;
+        let load = std::mem::take(&mut placed.load);
+        let done = self.write(items, &placed.refs, load).await;
+        match &done {
+            Ok(()) => {}
+            // What reached the disk is unknown: the space stays taken.
+            Err(Refusal::Fatal(_)) => {}
+            Err(Refusal::Blame(_)) if items.len() > 1 => placed.undo(&self.segments),
+            Err(_) => placed.give_up(&self.segments),
+        }
+        done
+    }
+
+    /// If this fails too, the messages may be seen after a restart; nobody was told that
+    /// they were accepted.
     async fn withdraw(&mut self, items: &[Item]) {
         for item in items {
             if let Some(mail) = &item.mail {
@@ -503,8 +355,39 @@ impl Writer {
         }
     }
 
-    async fn sweep(&mut self, keep_from: Timestamp) -> StoreResult<SweepReport> {
-        self.sync().await;
+    async fn execute(&mut self, statements: Vec<Stmt>) -> Result<Vec<u64>, Refusal> {
+        match self.try_execute(statements).await {
+            Ok(counts) => {
+                Tally::add(&self.tally.commits, 1);
+                self.note_sync();
+                Ok(counts)
+            }
+            Err(refusal) => {
+                self.roll_back().await;
+                Err(refusal)
+            }
+        }
+    }
+
+    fn idle(&self) -> Option<Duration> {
+        self.unsynced.then_some(self.sync_interval)
+    }
+
+    /// By a small commit that is synced, and with it all before it.
+    async fn sync(&mut self) -> Result<(), Refusal> {
+        if !self.unsynced {
+            return Ok(());
+        }
+        let beat = Stmt::new(
+            "INSERT INTO meta (name, value) VALUES ('beat', '1') ON CONFLICT (name)
+             DO UPDATE SET value = CAST(value + 1 AS TEXT)",
+            Vec::new(),
+        );
+        self.execute(vec![beat]).await.map(drop)
+    }
+
+    async fn sweep(&mut self, keep_from: Timestamp) -> Result<SweepReport, Refusal> {
+        self.sync().await?;
         let mut report = SweepReport::default();
         for day in self.days.take_before(keep_from.day()) {
             let seq = self.next_seq;
@@ -537,19 +420,10 @@ impl Writer {
         Ok(report)
     }
 
-    /// Forgets the promises that no recipient has any more.
-    async fn drop_promises(&mut self) -> StoreResult<()> {
-        self.execute(vec![Stmt::new(
-            "DELETE FROM promise WHERE id NOT IN (SELECT promise FROM recipient)",
-            Vec::new(),
-        )])
-        .await?;
-        self.promises = super::load_promises(&mut self.conn)
-            .await?
-            .into_iter()
-            .map(|(id, promise)| (promise, id))
-            .collect();
-        Ok(())
+    async fn close(self) {
+        // The lock is given up last, whatever the database says.
+        let _ = self.conn.close().await;
+        drop(self.lock);
     }
 }
 
@@ -577,12 +451,6 @@ impl Placed {
         for pieces in self.claimed.drain(..) {
             segments.release(&pieces);
         }
-    }
-}
-
-fn answer_all(waiting: impl IntoIterator<Item = Waiting>, error: &StoreError) {
-    for (_, answer) in waiting {
-        let _ = answer.send(Err(error.clone()));
     }
 }
 
