@@ -1,7 +1,7 @@
 //! A throw-away PostgreSQL cluster, reached over a Unix socket only.
 //!
-//! The server refuses to run as root, so under root it runs as `postgres` or `nobody`. It does not
-//! sync: a test of durability has no use for it.
+//! The server refuses to run as root, so under root it runs as `postgres` or `nobody`. It syncs
+//! as the default is: the gateway does not accept mail into a database that does not.
 
 use std::ffi::OsStr;
 use std::os::unix::process::CommandExt;
@@ -52,7 +52,7 @@ impl Postgres {
             .arg(&data)
             .arg("-k")
             .arg(directory.path())
-            .args(["-c", "listen_addresses=", "-c", "fsync=off"])
+            .args(["-c", "listen_addresses="])
             .args(["-c", "max_connections=40", "-c", "shared_buffers=32MB"])
             .current_dir(directory.path())
             .stdin(Stdio::null())
