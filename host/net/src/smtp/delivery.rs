@@ -387,7 +387,9 @@ impl Delivery<'_> {
                     self.settle(&deferred(outcome));
                     return Ok(Done::Finished);
                 }
-                Next::Unanswered(_) if reused && first_transaction => return Ok(Done::Stale),
+                // A kept connection may have died meanwhile, and a peer may take no more
+                // than it has: each round makes progress, or ends here.
+                Next::Unanswered(_) if reused || !first_transaction => return Ok(Done::Stale),
                 Next::Unanswered(outcome) => {
                     self.settle(&outcome);
                     return Ok(Done::Finished);

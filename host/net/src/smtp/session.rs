@@ -55,7 +55,7 @@ pub struct Failure {
     pub outcome: Outcome,
     pub source: Option<IpAddr>,
     pub tls: Option<TlsInfo>,
-    /// The TLS handshake failed; without it, it might work.
+    /// TLS was offered and did not work; without it, delivery might.
     pub broken_tls: bool,
 }
 
@@ -241,11 +241,19 @@ impl Opening<'_> {
         if !caps.starttls {
             return Err(Outcome::from_fault(Stage::StartTls, Fault::TlsRequired));
         }
-        let code = self
-            .say(&mut wire, ["STARTTLS", ""], Stage::StartTls)
-            .await?;
+        let said = self.say(&mut wire, ["STARTTLS", ""], Stage::StartTls).await;
+        let code = match said {
+            Ok(code) => code,
+            Err(outcome) => {
+                self.broken_tls = true;
+                return Err(outcome);
+            }
+        };
+        if code == 421 {
+            return Err(wire.refusal(Stage::StartTls));
+        }
         if !(200..=299).contains(&code) {
-            if must || code == 421 {
+            if must {
                 let mut outcome = Outcome::from_fault(Stage::StartTls, Fault::TlsRequired);
                 outcome.reply = Some(wire.reply());
                 return Err(outcome);
@@ -265,8 +273,14 @@ impl Opening<'_> {
             return Err(Outcome::from_fault(Stage::StartTls, Fault::TlsFailed));
         };
         let mut wire = Wire::new(self.handshake(stream, Stage::StartTls).await?);
-        let caps = self.hello(&mut wire).await?;
-        Ok((wire, caps))
+        match self.hello(&mut wire).await {
+            Ok(caps) => Ok((wire, caps)),
+            Err(outcome) => {
+                // A handshake with nobody behind it is as good as none.
+                self.broken_tls = outcome.reply.is_none();
+                Err(outcome)
+            }
+        }
     }
 
     async fn authenticate(

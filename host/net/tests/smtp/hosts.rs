@@ -80,12 +80,10 @@ async fn a_host_that_will_not_talk_is_passed_over_and_alone_it_is_a_host_failure
 
 #[tokio::test]
 async fn no_connection() {
-    // A port that was free a moment ago.
-    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
-    let smtp = smtp(config(port));
-    let done = deliver(&smtp, job(&["a@x.example"])).await;
+    // No test listens on this address.
+    let mut to = job(&["a@x.example"]);
+    to.target = mx(&[loopback(8)]);
+    let done = deliver(&smtp(config(25)), to).await;
     assert_eq!(summary(&done), ["Temporary connect 4.4.1 ConnectRefused"]);
     assert!(done.host_failure);
     assert!(done.results[0].outcome.detail.is_some());
@@ -93,9 +91,9 @@ async fn no_connection() {
 
 #[tokio::test]
 async fn an_address_that_took_no_connection_is_tried_last_for_a_while() {
-    let two = Peer::at((loopback(2), 0).into(), None, |_| None).await;
+    let two = Peer::at((loopback(6), 0).into(), None, |_| None).await;
     let smtp = smtp(config(two.port()));
-    let target = mx(&[loopback(1), loopback(2)]);
+    let target = mx(&[loopback(5), loopback(6)]);
     let mut hosts = Vec::new();
     for _ in 0..2 {
         let mut job = job(&["a@x.example"]);
@@ -111,9 +109,9 @@ async fn an_address_that_took_no_connection_is_tried_last_for_a_while() {
     }
     assert_eq!(hosts, ["mx2.example", "mx2.example"]);
     // It comes back: with the second gone, the first is tried all the same.
-    let one = Peer::at((loopback(1), two.port()).into(), None, |_| None).await;
+    let one = Peer::at((loopback(5), two.port()).into(), None, |_| None).await;
     let mut again = job(&["a@x.example"]);
-    again.target = mx(&[loopback(1), loopback(3)]);
+    again.target = mx(&[loopback(5), loopback(8)]);
     deliver(&smtp, again).await;
     assert_eq!(one.messages().len(), 1);
 }

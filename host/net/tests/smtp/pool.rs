@@ -146,3 +146,16 @@ async fn idle_connections_are_bounded_in_number_and_time() {
         .await
         .unwrap();
 }
+#[tokio::test]
+async fn a_peer_that_takes_one_message_per_connection_gets_the_rest_over_new_ones() {
+    let peer = Peer::start(|t| match t {
+        t if t.is("EHLO") => Some(Do::Say("250-peer.example\n250 LIMITS RCPTMAX=1")),
+        t if t.is("MAIL") && t.mails == 2 => Some(Do::SayAndClose("421 4.7.0 one is enough")),
+        _ => None,
+    })
+    .await;
+    let smtp = smtp(config(peer.port()));
+    let done = deliver(&smtp, job(&["a@x.example", "b@x.example", "c@x.example"])).await;
+    assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"; 3]);
+    assert_eq!((peer.connections(), peer.messages().len()), (3, 3));
+}

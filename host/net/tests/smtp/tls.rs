@@ -7,7 +7,7 @@ use tidegate_net::smtp::{Smtp, SmtpConfig, TrustAnchors};
 use tidegate_queue::ports::{HandOff, Job, Target, TlsMode};
 
 use crate::common::peer::{Do, Peer, Turn};
-use crate::common::{certificate, config, deliver, endpoint, job, smtp, summary};
+use crate::common::{SHORT, certificate, config, deliver, endpoint, job, smtp, summary};
 
 const STARTTLS: &str = "250-peer.example\n250-PIPELINING\n250 STARTTLS";
 
@@ -67,20 +67,27 @@ async fn opportunistic_takes_any_certificate_and_resumes_sessions() {
 
 #[tokio::test]
 async fn broken_tls_is_retried_in_clear_on_a_new_connection_and_remembered() {
-    let peer = Peer::start(|t| match t {
-        t if t.is("STARTTLS") => Some(Do::BreakTls),
-        t => offers(t),
-    })
-    .await;
-    let smtp = smtp(config(peer.port()));
-    let mut one = job(&["a@x.example"]);
-    one.messages_per_connection = 1;
-    let done = deliver(&smtp, one.clone()).await;
-    assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"]);
-    assert_eq!(tls(&done), None);
-    assert_eq!((peer.connections(), peer.count("STARTTLS")), (2, 1));
-    deliver(&smtp, one).await;
-    assert_eq!((peer.connections(), peer.count("STARTTLS")), (3, 1));
+    let (server, _) = certificate(&["mx1.example"]);
+    // The last one makes the handshake and then goes away.
+    for does in [Do::BreakTls, Do::Close, Do::Silence, Do::StartTls] {
+        let peer = Peer::with_tls(server.clone(), move |t| match t {
+            t if t.is("STARTTLS") => Some(does.clone()),
+            t if t.tls => Some(Do::Close),
+            t => offers(t),
+        })
+        .await;
+        let mut config = config(peer.port());
+        config.timeouts.ehlo = SHORT;
+        let smtp = smtp(config);
+        let mut one = job(&["a@x.example"]);
+        one.messages_per_connection = 1;
+        let done = deliver(&smtp, one.clone()).await;
+        assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"]);
+        assert_eq!(tls(&done), None);
+        assert_eq!((peer.connections(), peer.count("STARTTLS")), (2, 1));
+        deliver(&smtp, one).await;
+        assert_eq!((peer.connections(), peer.count("STARTTLS")), (3, 1));
+    }
 }
 
 #[tokio::test]
