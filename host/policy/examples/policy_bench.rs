@@ -1,0 +1,147 @@
+//! CPU time per routing decision: the default policy as built, a fresh instance each.
+//!
+//! `cargo xtask plugins && cargo run --release -p tidegate-policy --example policy_bench`
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use tidegate_mail::{Address, Envelope, MessageId, Recipient, Timestamp, TrafficClass};
+use tidegate_policy::{HostOptions, PolicyEngine, PolicyHost, Upload, prepare};
+use tidegate_queue::route::{Occasion, Question};
+use tidegate_queue::{Directory, Origin, Policy};
+
+const ROUNDS: usize = 7;
+const CALLS: usize = 4_000;
+
+/// Processor time of this process, from /proc: its threads but the one that calls are idle.
+fn cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = stat
+        .split(' ')
+        .next()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(0);
+    Duration::from_nanos(nanos)
+}
+
+fn question(recipients: usize, headers: usize) -> Question {
+    Question {
+        occasion: Occasion::Submitted,
+        id: MessageId::from_i64(0x0123_4567_89ab_cdef),
+        tenant: "acme".into(),
+        envelope: Arc::new(Envelope {
+            reverse_path: Address::parse("crm@acme.example").ok(),
+            envid: None,
+            ret: None,
+            body: Default::default(),
+            smtputf8: false,
+            requiretls: false,
+            recipients: (0..recipients)
+                .filter_map(|n| Address::parse(&format!("person{n}@d{n}.test")).ok())
+                .map(|address| Recipient {
+                    address,
+                    notify: Default::default(),
+                    original: None,
+                })
+                .collect(),
+        }),
+        headers: (0..headers)
+            .map(|n| {
+                (
+                    format!("X-Field-{n}"),
+                    "a value of ordinary length".to_owned(),
+                )
+            })
+            .collect(),
+        size: 5_000,
+        received: Timestamp::from_secs(1_795_489_500),
+        now: Timestamp::from_secs(1_795_489_500),
+        origin: Origin {
+            via: "smtps".to_owned(),
+            user: Some("acme-crm".to_owned()),
+            peer: Some("192.0.2.7".to_owned()),
+            helo: "crm.acme.example".to_owned(),
+            tls: true,
+        },
+        class: TrafficClass::Transactional,
+        facts: Vec::new(),
+    }
+}
+
+/// Rules on 20 header fields, and as many rules on domains.
+fn config(domains: usize) -> String {
+    let mut rules: Vec<String> = (0..20)
+        .map(|n| {
+            format!(
+                r#"{{"header":{{"name":"X-Field-{n}","value":"never"}},"action":{{"managed":{{"class":"bulk"}}}}}}"#
+            )
+        })
+        .collect();
+    rules.extend((0..domains).map(|n| {
+        format!(r#"{{"recipient_domain":["d{n}.test"],"action":{{"managed":{{"lane":"l{n}"}}}}}}"#)
+    }));
+    format!(r#"{{"rules":[{}]}}"#, rules.join(","))
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("../../target/policies/routing-default.wasm");
+    let component = std::fs::read(&path)
+        .map_err(|e| format!("{}: {e}; run `cargo xtask plugins` first", path.display()))?;
+    let preparing = PolicyEngine::for_preparing()?;
+    let engine = PolicyEngine::new()?;
+    let directory = Arc::new(ArcSwap::from_pointee(Directory::default()));
+    let host = PolicyHost::new(engine, directory, HostOptions::default());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut cases = Vec::new();
+    for domains in [0, 10_000] {
+        let config = config(domains);
+        let begun = Instant::now();
+        let revision = prepare(
+            &preparing,
+            &Upload {
+                component: &component,
+                config: &config,
+            },
+        )?;
+        println!(
+            "{domains:>6} rules on domains: prepared in {:.2} s, {} KiB of code",
+            begun.elapsed().as_secs_f64(),
+            revision.code_size() / 1024
+        );
+        for (recipients, headers) in [(1, 0), (1, 20), (10, 20), (100, 20), (1000, 2)] {
+            cases.push((domains, recipients, headers, revision.clone()));
+        }
+    }
+    println!("\n rules  recipients  headers   CPU us, median (min)   wall us, median");
+    for (domains, recipients, headers, revision) in cases {
+        host.activate("routing", &revision)?;
+        let question = question(recipients, headers);
+        let mut samples = Vec::new();
+        for _ in 0..ROUNDS {
+            let calls = CALLS / (1 + recipients / 20);
+            let (cpu_begun, begun) = (cpu(), Instant::now());
+            runtime.block_on(async {
+                for _ in 0..calls {
+                    let routing = host.route(&question).await;
+                    assert!(routing.fallback.is_none(), "{routing:?}");
+                }
+            });
+            let per = |d: Duration| d.as_secs_f64() * 1e6 / calls as f64;
+            samples.push((per(cpu() - cpu_begun), per(begun.elapsed())));
+        }
+        samples.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let cpu = samples[ROUNDS / 2].0;
+        let least = samples[0].0;
+        samples.sort_by(|a, b| a.1.total_cmp(&b.1));
+        let wall = samples[ROUNDS / 2].1;
+        println!(
+            "{domains:>6} {recipients:>11} {headers:>8} {cpu:>12.1} ({least:.1}) {wall:>18.1}"
+        );
+    }
+    Ok(())
+}

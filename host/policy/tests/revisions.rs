@@ -1,0 +1,112 @@
+//! Digests of revisions, and compiled code on disk that only this node may have made.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use support::*;
+use tidegate_policy::{CodeCache, Upload, World, revision_digest};
+use tidegate_queue::Policy;
+
+#[test]
+fn the_digest_tells_world_component_and_configuration_apart() {
+    let digest = |world, component: &[u8], config: &str| {
+        revision_digest(world, &Upload { component, config })
+    };
+    let base = digest(World::RoutingPolicy, b"ab", "c");
+    assert_eq!(base.len(), 64);
+    assert_eq!(base, digest(World::RoutingPolicy, b"ab", "c"));
+    for other in [
+        digest(World::ShapingPolicy, b"ab", "c"),
+        digest(World::RoutingPolicy, b"a", "bc"),
+        digest(World::RoutingPolicy, b"abc", ""),
+        digest(World::RoutingPolicy, b"ab", "d"),
+    ] {
+        assert_ne!(base, other);
+    }
+    let revision = prepared("export-jsonl", "");
+    assert_eq!(
+        revision.digest,
+        digest(World::LogExporter, &plugin("export-jsonl"), "")
+    );
+}
+
+#[tokio::test]
+async fn compiled_code_comes_back_from_the_cache_and_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("compiled");
+    let cache = CodeCache::open(&path, &[7; 32], &ENGINE).unwrap();
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+    let revision = prepared(
+        "routing-default",
+        r#"{"default":{"managed":{"lane":"kept"}}}"#,
+    );
+    assert!(cache.get(&revision.digest).is_none());
+    cache.put(&revision).unwrap();
+
+    // As after a restart.
+    let cache = CodeCache::open(&path, &[7; 32], &ENGINE).unwrap();
+    let again = cache.get(&revision.digest).unwrap();
+    assert_eq!(
+        (again.world, &again.descriptor),
+        (revision.world, &revision.descriptor)
+    );
+    let host = host();
+    host.activate("routing", &again).unwrap();
+    let routing = host.route(&question("acme", &["a@x.test"])).await;
+    assert_eq!(routing.policy.as_deref(), Some(revision.digest.as_str()));
+    assert_eq!(routing.fallback, None);
+}
+
+#[test]
+fn a_file_that_this_node_did_not_write_is_not_loaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = CodeCache::open(dir.path(), &[7; 32], &ENGINE).unwrap();
+    let one = prepared("export-jsonl", "");
+    let two = prepared("export-jsonl", r#"{"facts":false}"#);
+    let file = || {
+        let mut files: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|f| f.unwrap().path())
+            .collect();
+        assert_eq!(files.len(), 1);
+        files.pop().unwrap()
+    };
+    cache.put(&one).unwrap();
+    let (path, bytes) = (file(), fs::read(file()).unwrap());
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+
+    // Any byte changed, anywhere, or the end missing.
+    for at in [0, 31, 32, 40, bytes.len() / 2, bytes.len() - 1] {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1;
+        fs::write(&path, changed).unwrap();
+        assert!(cache.get(&one.digest).is_none(), "byte {at}");
+        assert!(!path.exists(), "removed");
+    }
+    for len in [0, 10, 33, bytes.len() - 1] {
+        fs::write(&path, &bytes[..len]).unwrap();
+        assert!(cache.get(&one.digest).is_none(), "cut to {len}");
+    }
+    fs::write(&path, &bytes).unwrap();
+    assert!(cache.get(&one.digest).is_some());
+
+    // Under the name of another revision.
+    fs::remove_file(&path).unwrap();
+    cache.put(&two).unwrap();
+    fs::write(file(), &bytes).unwrap();
+    assert!(cache.get(&two.digest).is_none());
+
+    // Of a node with another key.
+    cache.put(&one).unwrap();
+    let other = CodeCache::open(dir.path(), &[8; 32], &ENGINE).unwrap();
+    assert!(other.get(&one.digest).is_none());
+    assert!(cache.get(&one.digest).is_some());
+}
