@@ -125,7 +125,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         kinds.retain(|kind| *kind != relays::Kind::Postfix);
     }
     let binary = match &arguments.binary {
-        Some(binary) => binary.clone(),
+        // The gateway is started in directories of its own.
+        Some(binary) => std::fs::canonicalize(binary)
+            .with_context(|| format!("the gateway {}", binary.display()))?,
         None if kinds.contains(&relays::Kind::Tidegate) => {
             plugins::build(&host::root())?;
             host::build_gateway(true)?

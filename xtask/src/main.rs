@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod host;
+mod kill;
 mod plugins;
 mod test;
 
@@ -24,6 +25,8 @@ enum Task {
     Demo(demo::Arguments),
     /// Installs what is missing, builds everything and runs every check and test.
     Test(test::Arguments),
+    /// Kills the gateway again and again under load, and counts what became of the mail.
+    Kill(kill::Arguments),
     /// Builds the policies under plugins/ as WebAssembly.
     Plugins,
     /// Measures.
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().task {
         Task::Demo(arguments) => demo::run(&arguments),
         Task::Test(arguments) => test::run(&arguments),
+        Task::Kill(arguments) => kill::run(&arguments),
         Task::Plugins => plugins::build(&host::root()).map(drop),
         Task::Bench(Bench::Relay(arguments)) => bench::run(&arguments),
     };

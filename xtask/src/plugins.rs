@@ -220,7 +220,8 @@ fn install(packages: &[&str]) -> Result<()> {
     let mut args = vec!["install", "-y", "--no-install-recommends"];
     args.extend(packages);
     // The lists of a fresh machine are empty, so a failure is tried again after an update.
-    if !run(&args)? && !(run(&["update"])? && run(&args)?) {
+    let installed = run(&args)? || (run(&["update"])? && run(&args)?);
+    if !installed {
         bail!("`{command}` failed; its messages are above");
     }
     Ok(())

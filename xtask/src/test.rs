@@ -1,6 +1,7 @@
 //! Every check and every test, after installing what they need.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -64,15 +65,24 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     step(&mut steps, "tests", || {
         counted(cargo().args(["test", "--workspace", "--no-fail-fast"]))
     });
-    step(&mut steps, "tests of plugins", || {
-        counted(cargo().args([
-            "test",
-            "--workspace",
-            "--no-fail-fast",
-            "--manifest-path",
-            "plugins/Cargo.toml",
-        ]))
-    });
+    // One by one: the guest library speaks for one world at a time.
+    for policy in plugins::POLICIES {
+        if !has_tests(&root.join("plugins").join(policy).join("src/lib.rs")) {
+            continue;
+        }
+        step(&mut steps, policy, || {
+            counted(cargo().args([
+                "test",
+                "--no-fail-fast",
+                "--manifest-path",
+                "plugins/Cargo.toml",
+                "--target-dir",
+                "target/plugins",
+                "--package",
+                policy,
+            ]))
+        });
+    }
     summary(&steps)
 }
 
@@ -124,6 +134,12 @@ fn packages() -> anyhow::Result<String> {
     }
     host::install(&missing)?;
     Ok(missing.join(", "))
+}
+
+/// A policy without tests of its own is not built for this machine just to find none: the host's
+/// tests run the component itself.
+fn has_tests(source: &Path) -> bool {
+    std::fs::read_to_string(source).is_ok_and(|text| text.contains("#[test]"))
 }
 
 fn plain(command: &mut Command) -> anyhow::Result<String> {
