@@ -112,14 +112,25 @@ impl Loader {
         std::thread::Builder::new()
             .name("contents".into())
             .spawn(move || {
+                // The system tells of a lost write once. The batch that it is told to may
+                // be refused for another reason, so it is remembered here.
+                let mut broken: Option<String> = None;
                 while let Ok(job) = todo.recv() {
-                    let written = job.load.write(&*disk);
+                    let written = match &broken {
+                        Some(why) => Err(io::Error::other(why.clone())),
+                        None => job.load.write(&*disk),
+                    };
                     let failed = written.is_err();
                     // A receiver that is gone has given the batch up.
                     let _ = job.written.send(written);
-                    if !failed {
-                        let _ = job.synced.send(job.load.sync(&*disk));
+                    if failed {
+                        continue;
                     }
+                    let synced = job.load.sync(&*disk);
+                    if let Err(error) = &synced {
+                        broken = Some(format!("an earlier sync failed: {error}"));
+                    }
+                    let _ = job.synced.send(synced);
                 }
             })
             .map_err(|e| fault("thread", &e))?;
