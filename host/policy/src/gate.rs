@@ -36,13 +36,13 @@ impl Gate {
             None => Some(None),
             Some(share) => share.clone().try_acquire_owned().ok().map(Some),
         };
-        if let Some(tenant) = at_once {
-            if let Ok(all) = self.all.try_acquire() {
-                return Some(Turn {
-                    _tenant: tenant,
-                    _all: all,
-                });
-            }
+        if let Some(tenant) = at_once
+            && let Ok(all) = self.all.try_acquire()
+        {
+            return Some(Turn {
+                _tenant: tenant,
+                _all: all,
+            });
         }
         let wait = async {
             let tenant = match share {

@@ -49,14 +49,12 @@ pub(crate) fn inspect(wasm: &[u8]) -> Result<Shape, Refused> {
                     )));
                 }
             }
-            Payload::CodeSectionEntry(body) => {
-                if body.range().len() > limits::FUNCTION_BODY {
-                    return Err(Refused::TooLarge(format!(
-                        "a function of {} bytes; at most {}",
-                        body.range().len(),
-                        limits::FUNCTION_BODY
-                    )));
-                }
+            Payload::CodeSectionEntry(body) if body.range().len() > limits::FUNCTION_BODY => {
+                return Err(Refused::TooLarge(format!(
+                    "a function of {} bytes; at most {}",
+                    body.range().len(),
+                    limits::FUNCTION_BODY
+                )));
             }
             Payload::DataSection(section) => {
                 data += section.range().len();

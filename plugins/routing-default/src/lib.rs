@@ -303,7 +303,8 @@ impl Policy for Router {
             .iter()
             .copied()
             .find(|&n| facts.holds(&self.rules[n as usize]));
-        let mut splits: Vec<(u32, Vec<u32>)> = Vec::new();
+        // Rule and recipient, then brought together by rule.
+        let mut bound: Vec<(u32, u32)> = Vec::new();
         if !self.domains.is_empty() {
             let mut last: Option<(&str, Option<u32>)> = None;
             for (index, recipient) in message.recipients.iter().enumerate() {
@@ -314,12 +315,10 @@ impl Policy for Router {
                 };
                 last = Some((domain, rule));
                 if let Some(rule) = rule {
-                    match splits.iter_mut().find(|(n, _)| *n == rule) {
-                        Some((_, recipients)) => recipients.push(index as u32),
-                        None => splits.push((rule, vec![index as u32])),
-                    }
+                    bound.push((rule, index as u32));
                 }
             }
+            bound.sort_unstable();
         }
         let otherwise = match general {
             Some(n) => facts.action(
@@ -331,12 +330,12 @@ impl Policy for Router {
         };
         Ok(Decision {
             otherwise,
-            splits: splits
-                .into_iter()
-                .map(|(n, recipients)| {
-                    let rule = &self.rules[n as usize];
+            splits: bound
+                .chunk_by(|a, b| a.0 == b.0)
+                .map(|group| {
+                    let rule = &self.rules[group[0].0 as usize];
                     Split {
-                        recipients,
+                        recipients: group.iter().map(|(_, index)| *index).collect(),
                         action: facts.action(&rule.action, Some(rule), retried),
                     }
                 })
@@ -388,11 +387,11 @@ impl Known<'_> {
                 || self
                     .tenant
                     .is_some_and(|t| rule.tenants.iter().any(|r| r == t)))
-            && (rule.senders.is_empty() || self.from_one_of(&rule.senders))
+            && (rule.senders.is_empty() || self.has_sender_in(&rule.senders))
             && rule.header.as_ref().is_none_or(|h| self.field(h).is_some())
     }
 
-    fn from_one_of(&self, senders: &[String]) -> bool {
+    fn has_sender_in(&self, senders: &[String]) -> bool {
         let has = |name: &str| senders.binary_search_by(|s| s.as_str().cmp(name)).is_ok();
         has(&self.sender)
             || self
