@@ -2,7 +2,7 @@
 //! what came twice.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use serde_json::Value;
@@ -25,7 +25,7 @@ pub struct Counts {
     pub notices: u64,
     /// Deliveries of mail or notices beyond the first.
     pub duplicates: u64,
-    /// Of them, those whose log says that an attempt may have been cut off.
+    /// Of the duplicates, those whose log says that an attempt may have been cut off.
     pub admitted: u64,
     /// Recipients of accepted mail without the mail or the notice that is due to them.
     pub lost: u64,
@@ -33,7 +33,13 @@ pub struct Counts {
     pub doubled_notices: u64,
     /// Mails that arrived though their 250 was not read: the reply was cut off.
     pub unanswered: u64,
+    /// The longest time before a kill of a delivery that the kill kept from being recorded.
+    pub longest_unrecorded: Duration,
 }
+
+/// A destination takes note of a message this much later than it has read it, at the most: what
+/// was on its way when the sender died is noted after the kill.
+const NOTED_WITHIN: Duration = Duration::from_millis(250);
 
 /// The mail and the recipient of a delivery.
 type Arrival = (String, String);
@@ -154,10 +160,11 @@ impl Account {
             }
             counts.duplicates += times.len() as u64 - 1;
             let what = format!("{subject} to {address}, {} times", times.len());
-            let Some(last_kill) = explained(times, kills) else {
+            let Some((last_kill, unrecorded)) = explained(times, kills) else {
                 faults.push(format!("{what}: twice without a kill between"));
                 continue;
             };
+            counts.longest_unrecorded = counts.longest_unrecorded.max(unrecorded);
             // Mail whose 250 was cut off has no id that the client could ask for.
             let Some(fact) = fact else { continue };
             if !logs.contains_key(&fact.id) {
@@ -215,17 +222,19 @@ fn occasion(fate: Fate) -> Option<&'static str> {
     }
 }
 
-/// Whether a kill came between any two deliveries in a row; the last such kill.
-fn explained<'k>(times: &[Instant], kills: &'k [Kill]) -> Option<&'k Kill> {
-    times
-        .windows(2)
-        .map(|pair| {
-            kills
-                .iter()
-                .find(|kill| pair[0] <= kill.after && kill.before <= pair[1])
-        })
-        .collect::<Option<Vec<_>>>()?
-        .pop()
+/// Whether a kill came between any two deliveries in a row: the last such kill, and the longest time
+/// that a delivery was before its kill.
+fn explained<'k>(times: &[Instant], kills: &'k [Kill]) -> Option<(&'k Kill, Duration)> {
+    let mut last = None;
+    let mut longest = Duration::ZERO;
+    for pair in times.windows(2) {
+        let kill = kills.iter().find(|kill| {
+            pair[0] <= kill.after + NOTED_WITHIN && kill.before <= pair[1] && pair[0] != pair[1]
+        })?;
+        longest = longest.max(kill.before.saturating_duration_since(pair[0]));
+        last = Some(kill);
+    }
+    Some((last?, longest))
 }
 
 /// Checks that the log has one delivery to this recipient, recorded after the kill: so the
