@@ -348,7 +348,12 @@ fn median(mut values: Vec<f64>) -> f64 {
         return f64::NAN;
     }
     values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+    let middle = values.len() / 2;
+    if values.len().is_multiple_of(2) {
+        f64::midpoint(values[middle - 1], values[middle])
+    } else {
+        values[middle]
+    }
 }
 
 const HEAD: &str = "workload relay      accepted/s delivered/s CPU us/delivery PSS MiB RSS MiB   p50 ms   p99 ms syncs/msg";
