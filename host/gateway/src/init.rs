@@ -29,6 +29,9 @@ pub struct InitArgs {
     /// Directory of the default policies (*.wasm); those installed with the binary otherwise.
     #[arg(long, value_name = "DIR")]
     policies: Option<PathBuf>,
+    /// Install no policies: all mail goes by managed relay until one is activated.
+    #[arg(long, conflicts_with = "policies")]
+    no_policies: bool,
     /// Add what is missing to a directory that is in use already; overwrites nothing.
     #[arg(long)]
     force: bool,
@@ -132,7 +135,9 @@ pub fn run(config_path: &Path, args: &InitArgs, json: bool) -> Outcome {
     } else {
         report.made("data         ", &config.data_dir);
     }
-    install(config, args.policies.as_deref(), &mut report)?;
+    if !args.no_policies {
+        install(config, args.policies.as_deref(), &mut report)?;
+    }
     drop(lock);
     tell(&report, &config_path, json);
     Ok(())

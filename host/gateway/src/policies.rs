@@ -280,7 +280,13 @@ fn refused(refused: Refused) -> ApiError {
                 .remedy("see the gateway's log; try again");
         }
     };
-    ApiError::invalid(field, refused.to_string()).remedy(remedy)
+    // The compiler's messages run over several lines.
+    let message: Vec<String> = refused
+        .to_string()
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect();
+    ApiError::invalid(field, message.join(" ")).remedy(remedy)
 }
 
 /// A default policy, as `tidegate init` tells of it.

@@ -61,15 +61,17 @@ pub async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Arc<dyn Regi
             } else {
                 config.shown_database()
             };
+            let embedded = config.database == "sqlite";
             let remedy = match &error {
                 StoreError::Full(_) => "free space on the volume",
-                StoreError::Damaged(_) => {
-                    "stop here and keep a copy of the directory; restore the last backup, or see docs/operator.md"
+                StoreError::Damaged(_) | StoreError::Failed(_) if embedded => {
+                    "check the disk and the directory's owner; if the files are damaged, keep a copy of the \
+                     directory and restore the last backup"
                 }
-                StoreError::Conflict(_) => "stop the other gateway, or give this one a database of its own",
-                StoreError::Fenced(_) | StoreError::Failed(_) => {
-                    "check that the database runs, and that the user of tidegate may use it"
+                StoreError::Conflict(_) => {
+                    "stop the other gateway, or give this one a database of its own"
                 }
+                _ => "check that the database runs, and that the user of tidegate may use it",
             };
             Failure::failed(
                 format!("the database at {place} does not open: {error}"),

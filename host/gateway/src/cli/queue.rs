@@ -280,8 +280,14 @@ impl QueueCommand {
                 all,
                 why,
             } => {
-                let answer = client.post("/queue/cancel", &selection.body(all, Some(why)))?;
+                let answer: Value =
+                    client.post("/queue/cancel", &selection.body(all, Some(why)))?;
                 affected(client, &answer, "taken out of the queue");
+                if !client.json && answer["recipients"] == 0 {
+                    out(
+                        "one whose attempt is under way can't be taken out; see: tidegate queue list\n",
+                    );
+                }
             }
             QueueCommand::Hold {
                 tenant,
