@@ -16,6 +16,7 @@ mod metrics;
 mod policies;
 mod queue;
 mod validate;
+mod ways;
 
 use std::sync::Arc;
 
@@ -110,16 +111,10 @@ pub fn router(context: Context) -> Router {
             get(directory::list_credentials).post(directory::add_credential),
         )
         .route("/credentials/{user}", delete(directory::remove_credential))
-        .route(
-            "/servers",
-            get(directory::list_servers).post(directory::add_server),
-        )
-        .route("/servers/{tenant}/{name}", delete(directory::remove_server))
-        .route(
-            "/relays",
-            get(directory::list_relays).post(directory::add_relay),
-        )
-        .route("/relays/{name}", delete(directory::remove_relay))
+        .route("/servers", get(ways::list_servers).post(ways::add_server))
+        .route("/servers/{tenant}/{name}", delete(ways::remove_server))
+        .route("/relays", get(ways::list_relays).post(ways::add_relay))
+        .route("/relays/{name}", delete(ways::remove_relay))
         .route(
             "/policies",
             get(policies::list)

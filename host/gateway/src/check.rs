@@ -15,7 +15,7 @@ use crate::cli::{Exit, Failure, Outcome, out, out_json};
 use crate::config::{self, Config};
 use crate::data_dir::{DataDir, Unavailable};
 use crate::secrets::{self, MasterKey};
-use crate::{serve, submission, tls};
+use crate::{parts, submission, tls};
 
 #[derive(Args)]
 #[command(
@@ -228,7 +228,7 @@ fn port(what: &str, address: SocketAddr, findings: &mut Findings) {
 
 /// Whether the DNS answers anything at all about our own name: also "no such name" is an answer.
 async fn dns(config: &Config, findings: &mut Findings) {
-    let resolver = match serve::resolver(config, Arc::new(OsClock)) {
+    let resolver = match parts::resolver(config, Arc::new(OsClock)) {
         Ok(resolver) => resolver,
         Err(failure) => return findings.bad("dns", failure.to_string(), ""),
     };
@@ -255,7 +255,7 @@ async fn dns(config: &Config, findings: &mut Findings) {
 }
 
 async fn database(config: &Config, findings: &mut Findings) {
-    let opened = serve::open_store(config).await;
+    let opened = parts::open_store(config).await;
     let registry = match opened {
         Ok((_, registry)) => {
             findings.ok("database", config.shown_database());

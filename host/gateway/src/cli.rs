@@ -132,6 +132,7 @@ pub struct Cli {
 }
 
 #[derive(Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one of it in a process")]
 pub enum Command {
     /// Make a configuration, certificate, token, key and default policies.
     Init(crate::init::InitArgs),

@@ -6,6 +6,7 @@
 
 mod docs;
 mod load;
+mod rules;
 mod units;
 
 use std::collections::BTreeMap;

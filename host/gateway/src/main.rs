@@ -8,6 +8,7 @@ mod data_dir;
 mod host;
 mod init;
 mod logging;
+mod parts;
 mod policies;
 mod secrets;
 mod serve;

@@ -348,7 +348,7 @@ pub async fn install_defaults(config: &Config, dir: &Path) -> Result<Vec<Install
             "build the default policies with: cargo xtask plugins",
         ));
     }
-    let (_store, registry) = crate::serve::open_store(config).await?;
+    let (_store, registry) = crate::parts::open_store(config).await?;
     let stored = |e: tidegate_queue::StoreError| Failure::failed(e.to_string(), "");
     let known = registry.revisions().await.map_err(stored)?;
     let active = in_force(&*registry).await?;

@@ -4,7 +4,6 @@
 //! taken and sessions end, then deliveries under way are finished and written down, then
 //! the admin API closes, last the store.
 
-use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,23 +11,18 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use serde_json::json;
 use tidegate_net::clock::OsClock;
-use tidegate_net::resolver::{DnsConfig, DnsResolver};
-use tidegate_net::sink::{FileSink, FileSinkConfig};
-use tidegate_net::smtp::{Smtp, SmtpConfig, Timeouts, TrustAnchors};
-use tidegate_queue::route::Ceilings;
-use tidegate_queue::shape::Limits;
-use tidegate_queue::{Clock, Engine, Parts, Registry, Settings, Sink, Store, StoreError};
+use tidegate_queue::{Clock, Engine, Parts, StoreError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::{Failure, Outcome, ServeArgs};
-use crate::config::{Config, ExportKind, ListenerTls, Loaded};
+use crate::config::{Config, ListenerTls, Loaded};
 use crate::data_dir::DataDir;
 use crate::host::{GatewayHost, load_directory};
 use crate::policies::Policies;
 use crate::secrets::{self, MasterKey};
 use crate::tls::Certificate;
-use crate::{logging, submission};
+use crate::{logging, parts, submission};
 
 /// Name of the file in `data_dir` with the admin address in use.
 pub const ADMIN_ADDRESS: &str = "admin.address";
@@ -45,146 +39,6 @@ pub fn run(loaded: Loaded, args: &ServeArgs) -> Outcome {
         .build()
         .map_err(|e| Failure::failed(format!("no threads: {e}"), "raise the process limit"))?;
     runtime.block_on(serve(&loaded, args))
-}
-
-/// The store with the words for a person where it does not open.
-pub async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Arc<dyn Registry>), Failure> {
-    let options = tidegate_store::Options {
-        owner: config.hostname(),
-        ..tidegate_store::Options::default()
-    };
-    tidegate_store::open(&config.database, &config.data_dir, options)
-        .await
-        .map_err(|error| {
-            let place = if config.database == "sqlite" {
-                config.data_dir.display().to_string()
-            } else {
-                config.shown_database()
-            };
-            let embedded = config.database == "sqlite";
-            let remedy = match &error {
-                StoreError::Full(_) => "free space on the volume",
-                StoreError::Damaged(_) | StoreError::Failed(_) if embedded => {
-                    "check the disk and the directory's owner; if the files are damaged, keep a copy of the \
-                     directory and restore the last backup"
-                }
-                StoreError::Conflict(_) => {
-                    "stop the other gateway, or give this one a database of its own"
-                }
-                _ => "check that the database runs, and that the user of tidegate may use it",
-            };
-            Failure::failed(
-                format!("the database at {place} does not open: {error}"),
-                remedy,
-            )
-        })
-}
-
-pub fn resolver(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<DnsResolver>, Failure> {
-    let dns = DnsConfig {
-        servers: config.resolvers(),
-        own_names: vec![config.hostname()],
-        allow_private: config.delivery.allow_private_destinations,
-        ..DnsConfig::default()
-    };
-    DnsResolver::new(dns, clock)
-        .map(Arc::new)
-        .map_err(|e| Failure::failed(format!("DNS: {e}"), "set delivery.resolvers"))
-}
-
-fn transport(
-    config: &Config,
-    resolver: Arc<DnsResolver>,
-    clock: Arc<dyn Clock>,
-) -> Result<Smtp, Failure> {
-    let t = &config.delivery.timeouts;
-    let timeouts = Timeouts {
-        connect: t.connect.get(),
-        tls: t.command.get().min(Timeouts::default().tls),
-        banner: t.banner.get(),
-        ehlo: t.command.get(),
-        mail: t.command.get(),
-        rcpt: t.command.get(),
-        envelope: t.command.get() * 3,
-        data: t.data.get(),
-        block: t.block.get(),
-        content: t.block.get() * 20,
-        dot: t.dot.get(),
-    };
-    let smtp = SmtpConfig {
-        mx_port: config.delivery.mx_port,
-        timeouts,
-        trust_anchors: match &config.delivery.trust_anchors {
-            Some(path) => TrustAnchors::File(path.clone()),
-            None => TrustAnchors::WebPki,
-        },
-        allow_private: config.delivery.allow_private_destinations,
-        ..SmtpConfig::new(config.hostname())
-    };
-    Smtp::new(smtp, resolver, clock).map_err(|e| {
-        Failure::failed(
-            e.to_string(),
-            "check delivery.trust_anchors, or remove it for the built-in roots",
-        )
-    })
-}
-
-fn sinks(config: &Config) -> Result<HashMap<String, Arc<dyn Sink>>, Failure> {
-    let mut sinks: HashMap<String, Arc<dyn Sink>> = HashMap::new();
-    for (name, export) in &config.export {
-        let sink = match export.kind {
-            ExportKind::File => {
-                let mut file = FileSinkConfig::new(config.export_dir(name, export), name.clone());
-                file.max_bytes = export.rotate_size.get();
-                file.keep = export.keep;
-                FileSink::open(file).map_err(|e| {
-                    Failure::failed(
-                        e.to_string(),
-                        format!("make export.{name}.dir a directory that tidegate can write to"),
-                    )
-                })?
-            }
-        };
-        sinks.insert(name.clone(), Arc::new(sink));
-    }
-    Ok(sinks)
-}
-
-/// The engine's settings out of the configuration.
-pub fn settings(config: &Config) -> Result<Settings, Failure> {
-    let delivery = &config.delivery;
-    let waits = delivery.retry.iter().map(|wait| wait.get()).collect();
-    let schedule = tidegate_mail::schedule::Schedule::new(waits, u16::from(delivery.jitter) * 10)
-        .map_err(|e| Failure::usage(e.to_string(), "see delivery.retry"))?;
-    let defaults = Settings::default();
-    Ok(Settings {
-        hostname: config.hostname().into(),
-        ceilings: Ceilings {
-            lifetime_secs: delivery.lifetime.whole_secs(),
-            delay_notice_secs: match delivery.delay_notice_after.whole_secs() {
-                0 => None,
-                secs => Some(secs),
-            },
-            ..defaults.ceilings
-        },
-        schedule,
-        site_backoff: (delivery.site_backoff.get(), delivery.site_backoff_max.get()),
-        max_deliveries: delivery.max_deliveries as usize,
-        max_site_connections: delivery.max_site_connections,
-        default_limits: Limits {
-            connections: delivery.max_site_connections,
-            messages_per_connection: delivery.messages_per_connection,
-            ..Limits::default()
-        },
-        content_budget: delivery.memory.as_usize(),
-        record_header: Some(config.log.record_header.clone()).filter(|name| !name.is_empty()),
-        retention: config.log.retention.get(),
-        dsn_return_limit: delivery.return_limit.as_usize(),
-        allow_private_destinations: delivery.allow_private_destinations,
-        exporters: config.export.keys().cloned().collect(),
-        bulk_recipients: delivery.bulk_recipients as usize,
-        ..defaults
-    })
 }
 
 fn master_key(config: &Config) -> Result<Arc<MasterKey>, Failure> {
@@ -236,10 +90,10 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
     let token = admin_token(config)?;
     let certificate = certificate(config)?;
     let admin_socket = submission::listen("admin API", config.admin.address)?;
-    let sinks = sinks(config)?;
-    let resolver = resolver(config, clock.clone())?;
-    let smtp = Arc::new(transport(config, resolver.clone(), clock.clone())?);
-    let (store, registry) = open_store(config).await?;
+    let sinks = parts::sinks(config)?;
+    let resolver = parts::resolver(config, clock.clone())?;
+    let smtp = Arc::new(parts::transport(config, resolver.clone(), clock.clone())?);
+    let (store, registry) = parts::open_store(config).await?;
     let stored = |e: StoreError| {
         Failure::failed(
             format!("the database can't be read: {e}"),
@@ -256,7 +110,7 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
         Arc::new(move |sealed: &str| key.open(sealed))
     };
     let engine = Engine::open(Parts {
-        settings: settings(config)?,
+        settings: parts::settings(config)?,
         store: store.clone(),
         clock: clock.clone(),
         resolver: resolver.clone(),
@@ -488,28 +342,6 @@ fn notify_manager(state: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Span;
-
-    #[test]
-    fn the_settings_say_what_the_configuration_says() {
-        let mut config = Config::default();
-        let settings_of = |config: &Config| settings(config).unwrap();
-        let defaults = settings_of(&config);
-        assert_eq!(defaults.ceilings.lifetime_secs, 48 * 3600);
-        assert_eq!(defaults.ceilings.delay_notice_secs, Some(4 * 3600));
-        assert_eq!(
-            defaults.schedule,
-            tidegate_mail::schedule::Schedule::default()
-        );
-        assert_eq!(defaults.record_header.as_deref(), Some("X-CRM-Record"));
-        config.delivery.delay_notice_after = Span::secs(0);
-        config.delivery.lifetime = Span::millis(1500);
-        config.log.record_header = String::new();
-        let changed = settings_of(&config);
-        assert_eq!(changed.ceilings.delay_notice_secs, None);
-        assert_eq!(changed.ceilings.lifetime_secs, 1);
-        assert_eq!(changed.record_header, None);
-    }
 
     #[test]
     fn files_for_waiting_readers_appear_whole() {

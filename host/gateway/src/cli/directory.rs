@@ -243,7 +243,7 @@ fn of_tenant(tenant: Option<String>) -> Vec<(&'static str, String)> {
 
 /// How a connection to a named server is protected.
 #[derive(Clone, Copy, ValueEnum)]
-pub enum Tls {
+pub enum Protection {
     /// In clear.
     None,
     /// STARTTLS where offered, without verification.
@@ -254,13 +254,13 @@ pub enum Tls {
     Implicit,
 }
 
-impl Tls {
+impl Protection {
     fn as_str(self) -> &'static str {
         match self {
-            Tls::None => "none",
-            Tls::Opportunistic => "opportunistic",
-            Tls::StartTls => "start-tls",
-            Tls::Implicit => "implicit",
+            Protection::None => "none",
+            Protection::Opportunistic => "opportunistic",
+            Protection::StartTls => "start-tls",
+            Protection::Implicit => "implicit",
         }
     }
 }
@@ -303,7 +303,7 @@ pub enum ServerCommand {
         #[arg(long, default_value_t = 587)]
         port: u16,
         #[arg(long, value_enum, default_value = "start-tls")]
-        tls: Tls,
+        tls: Protection,
         #[command(flatten)]
         login: Login,
         /// Replace a server of the same name.
@@ -393,7 +393,7 @@ pub enum RelayCommand {
         #[arg(long, requires = "host")]
         port: Option<u16>,
         #[arg(long, value_enum, requires = "host")]
-        tls: Option<Tls>,
+        tls: Option<Protection>,
         #[command(flatten)]
         login: Login,
         /// Replace a relay of the same name.

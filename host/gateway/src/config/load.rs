@@ -1,13 +1,12 @@
 //! Reading the file: every mistake is told with its place, its key and its remedy.
 
-use std::collections::BTreeSet;
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, ListenerTls, Span, resolver_address};
+use super::Config;
+use super::rules::Check;
 
 /// A configuration with the paths made absolute.
 #[derive(Clone, Debug)]
@@ -114,15 +113,11 @@ fn absolute(config: &mut Config, base: &Path) {
 /// From text to a configuration whose values make sense.
 pub(super) fn parse(text: &str) -> Result<Config, Vec<Problem>> {
     let config: Config = toml::from_str(text).map_err(|error| vec![explain(text, &error)])?;
-    let mut check = Check {
-        text,
-        problems: Vec::new(),
-    };
-    check.all(&config);
-    if check.problems.is_empty() {
+    let problems = Check::run(text, &config);
+    if problems.is_empty() {
         Ok(config)
     } else {
-        Err(check.problems)
+        Err(problems)
     }
 }
 
@@ -249,7 +244,7 @@ fn key_at(text: &str, offset: usize) -> Option<String> {
 }
 
 /// Where the value of a dotted key stands; array positions are numbers.
-fn place_of(text: &str, key: &str) -> Option<(usize, usize)> {
+pub(super) fn place_of(text: &str, key: &str) -> Option<(usize, usize)> {
     let root = DeTable::parse(text).ok()?;
     let mut place = None;
     let mut table = Some(root.get_ref());
@@ -274,286 +269,9 @@ fn place_of(text: &str, key: &str) -> Option<(usize, usize)> {
     place.map(|offset| line_and_column(text, offset))
 }
 
-/// The checks that types can't do.
-struct Check<'a> {
-    text: &'a str,
-    problems: Vec<Problem>,
-}
-
-impl Check<'_> {
-    fn fail(&mut self, key: &str, message: impl Into<String>, remedy: impl Into<String>) {
-        // An element that is not written itself is placed at the nearest table that is.
-        let mut place = None;
-        let mut prefix = key;
-        while place.is_none() {
-            place = place_of(self.text, prefix);
-            match prefix.rfind('.') {
-                Some(dot) => prefix = &prefix[..dot],
-                None => break,
-            }
-        }
-        self.problems.push(Problem {
-            at: place,
-            key: key.to_owned(),
-            message: message.into(),
-            remedy: remedy.into(),
-        });
-    }
-
-    fn positive(&mut self, key: &str, value: u64) {
-        if value == 0 {
-            self.fail(key, "must not be zero", "give a number of 1 or more");
-        }
-    }
-
-    fn at_least(&mut self, key: &str, value: Span, least: Span) {
-        if value < least {
-            self.fail(
-                key,
-                format!("{value} is too short"),
-                format!("use {least} or more"),
-            );
-        }
-    }
-
-    fn all(&mut self, config: &Config) {
-        self.top(config);
-        self.submission(config);
-        self.delivery(config);
-        self.rest(config);
-    }
-
-    fn top(&mut self, config: &Config) {
-        if let Some(name) = &config.hostname {
-            let label = |l: &str| {
-                (1..=63).contains(&l.len())
-                    && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-                    && !l.starts_with('-')
-                    && !l.ends_with('-')
-            };
-            if name.len() > 253 || !name.split('.').all(label) {
-                self.fail(
-                    "hostname",
-                    format!("{name:?} is not a host name"),
-                    "write the fully qualified name, such as \"mail.crm.example\"",
-                );
-            }
-        }
-        let database = &config.database;
-        if database != "sqlite"
-            && !database.starts_with("postgres://")
-            && !database.starts_with("postgresql://")
-        {
-            self.fail(
-                "database",
-                format!("{:?} is not a known database", config.shown_database()),
-                "use \"sqlite\" or \"postgres://user@host/database\"",
-            );
-        }
-    }
-
-    fn submission(&mut self, config: &Config) {
-        let submission = &config.submission;
-        if submission.max_message_size.get() < 64 * 1024 {
-            self.fail(
-                "submission.max_message_size",
-                "too small for real mail",
-                "use 64KiB or more (RFC 5321 s. 4.5.3.1.7)",
-            );
-        }
-        if submission.max_recipients < 100 {
-            self.fail(
-                "submission.max_recipients",
-                "a server must take 100 recipients (RFC 5321 s. 4.5.3.1.8)",
-                "use 100 or more",
-            );
-        }
-        self.positive(
-            "submission.max_connections",
-            submission.max_connections.into(),
-        );
-        self.positive(
-            "submission.max_connections_per_address",
-            submission.max_connections_per_address.into(),
-        );
-        self.at_least(
-            "submission.idle_timeout",
-            submission.idle_timeout,
-            Span::secs(1),
-        );
-        self.at_least(
-            "submission.session_timeout",
-            submission.session_timeout,
-            Span::secs(1),
-        );
-        let mut seen: BTreeSet<SocketAddr> = BTreeSet::new();
-        for (n, listener) in submission.listener.iter().enumerate() {
-            let key = |field: &str| format!("submission.listener.{n}.{field}");
-            if listener.allow_plain_auth && !listener.address.ip().is_loopback() {
-                self.fail(
-                    &key("allow_plain_auth"),
-                    format!(
-                        "passwords would cross the network in clear on {}",
-                        listener.address
-                    ),
-                    "remove it, or give the listener a loopback address",
-                );
-            }
-            if listener.tls == ListenerTls::None && !listener.allow_plain_auth {
-                self.fail(
-                    &key("tls"),
-                    "without TLS and without allow_plain_auth nobody could log in",
-                    "use \"starttls\" or \"implicit\", or set allow_plain_auth on a loopback address",
-                );
-            }
-            if listener.address.port() != 0 && !seen.insert(listener.address) {
-                self.fail(
-                    &key("address"),
-                    format!("{} is listed twice", listener.address),
-                    "remove one of the listeners or change its port",
-                );
-            }
-        }
-    }
-
-    fn delivery(&mut self, config: &Config) {
-        let delivery = &config.delivery;
-        self.at_least("delivery.lifetime", delivery.lifetime, Span::secs(1));
-        if delivery.lifetime > Span::days(5) {
-            self.fail(
-                "delivery.lifetime",
-                format!("{} is too long", delivery.lifetime),
-                "use 5d or less; the managed relay promises 48h",
-            );
-        }
-        if delivery.retry.is_empty() {
-            self.fail(
-                "delivery.retry",
-                "a schedule needs at least one wait",
-                "remove the key for the default schedule",
-            );
-        }
-        if let Some(short) = delivery.retry.iter().find(|wait| **wait < Span::secs(1)) {
-            self.fail(
-                "delivery.retry",
-                format!("{short} is too short a wait"),
-                "use waits of 1s or more",
-            );
-        }
-        if delivery.jitter > 50 {
-            self.fail(
-                "delivery.jitter",
-                format!("{} per cent is too much", delivery.jitter),
-                "use 0 to 50",
-            );
-        }
-        if delivery.site_backoff > delivery.site_backoff_max {
-            self.fail(
-                "delivery.site_backoff",
-                "is longer than site_backoff_max",
-                "raise site_backoff_max or lower site_backoff",
-            );
-        }
-        for (key, value) in [
-            ("delivery.max_deliveries", delivery.max_deliveries),
-            (
-                "delivery.max_site_connections",
-                delivery.max_site_connections.into(),
-            ),
-            (
-                "delivery.messages_per_connection",
-                delivery.messages_per_connection.into(),
-            ),
-            ("delivery.mx_port", delivery.mx_port.into()),
-        ] {
-            self.positive(key, value.into());
-        }
-        for (n, text) in delivery.resolvers.iter().enumerate() {
-            if resolver_address(text).is_none() {
-                self.fail(
-                    &format!("delivery.resolvers.{n}"),
-                    format!("{text:?} is not an address"),
-                    "write it like \"192.0.2.53\" or \"127.0.0.1:5353\"",
-                );
-            }
-        }
-        let t = &delivery.timeouts;
-        for (key, value) in [
-            ("connect", t.connect),
-            ("banner", t.banner),
-            ("command", t.command),
-            ("data", t.data),
-            ("block", t.block),
-            ("dot", t.dot),
-        ] {
-            self.at_least(
-                &format!("delivery.timeouts.{key}"),
-                value,
-                Span::millis(100),
-            );
-        }
-    }
-
-    fn rest(&mut self, config: &Config) {
-        if config.log.retention < Span::days(7) {
-            self.fail(
-                "log.retention",
-                format!(
-                    "{} is less than the 7 days that are promised",
-                    config.log.retention
-                ),
-                "use \"7d\" or more",
-            );
-        }
-        let header = &config.log.record_header;
-        if header.len() > 100 || !header.bytes().all(|b| (33..=126).contains(&b) && b != b':') {
-            self.fail(
-                "log.record_header",
-                format!("{header:?} is not the name of a header field"),
-                "use printable ASCII without ':' and blanks, or \"\" for none",
-            );
-        }
-        if config
-            .log
-            .level
-            .parse::<tracing_subscriber::EnvFilter>()
-            .is_err()
-        {
-            self.fail(
-                "log.level",
-                format!("{:?} is not a log level", config.log.level),
-                "use error, warn, info, debug or trace",
-            );
-        }
-        for (name, export) in &config.export {
-            let ok = (1..=63).contains(&name.len())
-                && name
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-            if !ok {
-                self.fail(
-                    &format!("export.{name}"),
-                    "not a valid name",
-                    "use lower-case letters, digits and '-'",
-                );
-            }
-            self.positive(
-                &format!("export.{name}.rotate_size"),
-                export.rotate_size.get(),
-            );
-        }
-        if !config.admin.address.ip().is_loopback() {
-            self.fail(
-                "admin.address",
-                format!("{} is not a loopback address", config.admin.address),
-                "use 127.0.0.1 or [::1]; reach it from elsewhere through SSH",
-            );
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::Span;
     use super::*;
 
     /// The problems of a text as `line:column key`.
