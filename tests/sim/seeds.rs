@@ -10,7 +10,15 @@ use crate::scenario::{Mail, Scenario};
 use crate::world::{Manner, NEVER};
 
 const DOMAINS: [&str; 9] = [
-    "a.test", "b.test", "c.test", "d.test", "e.test", "f.test", "g.test", "own-x.test", "no-x.test",
+    "a.test",
+    "b.test",
+    "c.test",
+    "d.test",
+    "e.test",
+    "f.test",
+    "g.test",
+    "own-x.test",
+    "no-x.test",
 ];
 
 fn manner(random: &mut Random) -> Manner {
@@ -53,9 +61,7 @@ async fn story(seed: u64, tally: &mut Tally) {
     for domain in DOMAINS {
         scenario.world.set(domain, manner(&mut random));
     }
-    scenario
-        .world
-        .set("own-server.test", manner(&mut random));
+    scenario.world.set("own-server.test", manner(&mut random));
     let mut promised = Vec::new();
     let mut crashed = false;
     for round in 0..6 {
@@ -68,10 +74,7 @@ async fn story(seed: u64, tally: &mut Tally) {
             let to: Vec<(String, Notify)> = (0..random.below(4) + 1)
                 .map(|n| {
                     let domain = random.pick(&DOMAINS);
-                    (
-                        format!("r{round}-{mail}-{n}@{domain}"),
-                        notify(&mut random),
-                    )
+                    (format!("r{round}-{mail}-{n}@{domain}"), notify(&mut random))
                 })
                 .collect();
             let refs: Vec<(&str, Notify)> = to.iter().map(|(a, n)| (a.as_str(), *n)).collect();

@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use tidegate_mail::{
-    Enhanced, Fault, Hop, Outcome, Reply, Stage, Timestamp, Verdict,
-};
+use tidegate_mail::{Enhanced, Fault, Hop, Outcome, Reply, Stage, Timestamp, Verdict};
 use tidegate_queue::route::{Action, AfterFailure, Managed, Question, Routing};
 use tidegate_queue::shape::{LanePlan, LaneState, Limits, Plan, Rate};
 use tidegate_queue::*;
@@ -106,7 +104,11 @@ impl World {
 }
 
 fn reply(code: u16, subject: u16, detail: u16, text: &str) -> Reply {
-    Reply::new(code, Enhanced::new((code / 100) as u8, subject, detail), text)
+    Reply::new(
+        code,
+        Enhanced::new((code / 100) as u8, subject, detail),
+        text,
+    )
 }
 
 impl Resolver for World {
@@ -244,7 +246,9 @@ impl Policy for ByName {
             server: "own".to_owned(),
             after_failure: AfterFailure::GiveUp,
         });
-        routing.actions.push(Action::Refuse(reply(550, 7, 1, "not to them")));
+        routing
+            .actions
+            .push(Action::Refuse(reply(550, 7, 1, "not to them")));
         for (at, r) in question.envelope.recipients.iter().enumerate() {
             routing.of_recipient[at] = match r.address.domain() {
                 d if d.starts_with("own-") => 1,

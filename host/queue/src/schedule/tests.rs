@@ -2,7 +2,7 @@ use super::*;
 use crate::control::QueueQuery;
 use crate::directory::Directory;
 use crate::ports::MxHost;
-use crate::shape::{Rate, Scope};
+use crate::shape::{Effect, LanePlan, Rate, Scope};
 use tidegate_mail::{Fault, Stage};
 
 const T0: Timestamp = Timestamp::from_secs(1_000_000);

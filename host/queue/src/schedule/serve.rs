@@ -1,0 +1,301 @@
+//! Whose turn it is, whether the limits allow it, and what goes into one transaction.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_mail::{Outcome, Timestamp, TrafficClass};
+
+use super::lane::Lane;
+use super::{Bench, Exit, MAX_BATCH, Phase, Scheduler, Site, Status, Task, Ticket, Work};
+use crate::directory::{Directory, Way};
+use crate::ports::Destination;
+use crate::shape::{Effect, LaneKey, WaitReason};
+
+impl Scheduler {
+    /// The next thing to do, if limits allow anything.
+    pub fn take(&mut self, directory: &Directory, now: Timestamp) -> Option<Task> {
+        while self.in_flight < self.bounds.max_deliveries {
+            let ring = self.rings.iter_mut().find(|r| !r.is_empty())?;
+            let Some(queue) = ring.pop() else { continue };
+            if let Some(task) = self.serve(queue, directory, now) {
+                return Some(task);
+            }
+        }
+        None
+    }
+
+    fn serve(&mut self, queue: u32, directory: &Directory, now: Timestamp) -> Option<Task> {
+        self.queues[queue as usize].status = Status::Idle;
+        if !self.has_ready(queue) {
+            self.drop_if_idle(queue);
+            return None;
+        }
+        if let Some((reason, until)) = self.measured(queue, now) {
+            self.park(queue, reason, until, Bench::Time);
+            return None;
+        }
+        let q = &self.queues[queue as usize];
+        let exit = match directory.relay(&q.key.relay).map(|r| &r.way) {
+            None => {
+                let again = now.plus(Duration::from_secs(30));
+                self.park(queue, WaitReason::RelayDown, Some(again), Bench::Time);
+                return None;
+            }
+            Some(Way::Smarthost { .. }) => {
+                if q.site.is_none() {
+                    let site: Arc<str> = format!("relay:{}", q.key.relay).into();
+                    self.assign(queue, site, now);
+                }
+                Exit::Smarthost
+            }
+            Some(Way::Mx { .. }) => match &q.destination {
+                Some(destination) if destination.valid_until > now => Exit::Mx(destination.clone()),
+                _ => {
+                    let domain = q.key.domain.clone();
+                    self.park(queue, WaitReason::Dns, None, Bench::Time);
+                    return Some(Task::Resolve { queue, domain });
+                }
+            },
+        };
+        let q = &self.queues[queue as usize];
+        let (Some(site), Some(lane)) = (q.site, q.lane) else {
+            return None;
+        };
+        if let Some((reason, until, bench)) = self.blocked(site, lane, now) {
+            self.park(queue, reason, until, bench);
+            return None;
+        }
+        let tickets = self.batch(queue);
+        let first = tickets.first()?.id.message;
+        self.lanes[lane as usize].spend(now);
+        self.lanes[lane as usize].in_flight += 1;
+        self.sites[site as usize].in_flight += 1;
+        self.in_flight += 1;
+        let q = &mut self.queues[queue as usize];
+        q.in_flight += 1;
+        let work = Work {
+            queue,
+            relay: q.key.relay.clone(),
+            tenant: q.key.tenant.clone(),
+            site: self.sites[site as usize].name.clone(),
+            exit,
+            message: first,
+            tickets,
+            messages_per_connection: self.lanes[lane as usize].limits.messages_per_connection,
+            retry_after: q.retry_after.clone(),
+        };
+        if self.has_ready(queue) {
+            self.enter_ring(queue);
+        }
+        Some(Task::Deliver(work))
+    }
+
+    /// Drops void positions at the front and says whether anything is left.
+    pub(super) fn has_ready(&mut self, queue: u32) -> bool {
+        let entries = &self.entries;
+        let q = &mut self.queues[queue as usize];
+        let live = |&(slot, stamp): &(u32, u32)| {
+            entries
+                .get(slot as usize)
+                .is_some_and(|e| e.stamp == stamp && e.phase == Phase::Ready)
+        };
+        while q.fresh.front().is_some_and(|p| !live(p)) {
+            q.fresh.pop_front();
+        }
+        while q.retried.front().is_some_and(|p| !live(p)) {
+            q.retried.pop_front();
+        }
+        !q.fresh.is_empty() || !q.retried.is_empty()
+    }
+
+    /// The first ready entry and those right behind it that belong to the same message.
+    pub(super) fn batch(&mut self, queue: u32) -> Vec<Ticket> {
+        let mut tickets: Vec<Ticket> = Vec::with_capacity(1);
+        while tickets.len() < MAX_BATCH {
+            if !self.has_ready(queue) {
+                break;
+            }
+            let q = &mut self.queues[queue as usize];
+            // A batch stays in the list in which it began.
+            let from_retried = match tickets.first() {
+                Some(first) => first.attempts > 0,
+                None => q.fresh.is_empty(),
+            };
+            let list = if from_retried {
+                &mut q.retried
+            } else {
+                &mut q.fresh
+            };
+            let Some(&(slot, _)) = list.front() else {
+                break;
+            };
+            let message = self.entries[slot as usize].id.message;
+            if tickets.first().is_some_and(|t| t.id.message != message) {
+                break;
+            }
+            list.pop_front();
+            let ticket = self.ticket(slot);
+            tickets.push(ticket);
+        }
+        tickets
+    }
+
+    fn measured(&self, queue: u32, now: Timestamp) -> Option<(WaitReason, Option<Timestamp>)> {
+        if self.measures.is_empty() {
+            return None;
+        }
+        let q = &self.queues[queue as usize];
+        let site = q.site.map(|s| &self.sites[s as usize].name);
+        let measure = self.measures.iter().find(|m| {
+            m.until.is_none_or(|u| u > now)
+                && m.scope
+                    .tenant
+                    .as_deref()
+                    .is_none_or(|t| t == &*q.key.tenant)
+                && m.scope.class.is_none_or(|c| c == q.key.class)
+                && m.scope.relay.as_deref().is_none_or(|r| r == &*q.key.relay)
+                && m.scope
+                    .domain
+                    .as_deref()
+                    .is_none_or(|d| d == &*q.key.domain)
+                && m.scope
+                    .site
+                    .as_deref()
+                    .is_none_or(|s| site.is_some_and(|site| s == &**site))
+        })?;
+        let reason = match measure.effect {
+            Effect::Suspend => WaitReason::Suspended,
+            Effect::Hold => WaitReason::Held,
+        };
+        Some((reason, measure.until))
+    }
+
+    fn blocked(
+        &mut self,
+        site: u32,
+        lane: u32,
+        now: Timestamp,
+    ) -> Option<(WaitReason, Option<Timestamp>, Bench)> {
+        let s = &self.sites[site as usize];
+        if s.backoff_until > now {
+            return Some((WaitReason::SiteBackoff, Some(s.backoff_until), Bench::Time));
+        }
+        // After a failure one connection probes; the others wait for its result.
+        let most = if s.failures > 0 {
+            1
+        } else {
+            u32::from(self.bounds.max_site_connections)
+        };
+        if s.in_flight >= most {
+            let reason = if s.failures > 0 {
+                WaitReason::SiteBackoff
+            } else {
+                WaitReason::Concurrency
+            };
+            return Some((reason, None, Bench::Site(site)));
+        }
+        let l = &mut self.lanes[lane as usize];
+        if !l.planned {
+            return Some((WaitReason::Rate, None, Bench::Lane(lane)));
+        }
+        if let Some(until) = l.limits.paused_until
+            && until > now
+        {
+            return Some((WaitReason::Suspended, Some(until), Bench::Lane(lane)));
+        }
+        if l.in_flight >= u32::from(l.limits.connections.max(1)) {
+            return Some((WaitReason::Concurrency, None, Bench::Lane(lane)));
+        }
+        let at = l.ready_at(now);
+        if at > now {
+            return Some((WaitReason::Rate, Some(at), Bench::Time));
+        }
+        None
+    }
+
+    /// Ties a queue to its site and lane.
+    pub(super) fn assign(&mut self, queue: u32, site: Arc<str>, now: Timestamp) {
+        let key = self.queues[queue as usize].key.clone();
+        let site_key = (key.relay.clone(), site.clone());
+        let site_at = match self.site_of.get(&site_key) {
+            Some(at) => *at,
+            None => {
+                let at = self.sites.insert(Site {
+                    name: site.clone(),
+                    in_flight: 0,
+                    failures: 0,
+                    backoff_until: Timestamp(i64::MIN),
+                    parked: VecDeque::new(),
+                }) as u32;
+                self.site_of.insert(site_key, at);
+                at
+            }
+        };
+        let lane_key = LaneKey {
+            tenant: key.tenant.to_string(),
+            class: key.class,
+            relay: key.relay.to_string(),
+            site: site.to_string(),
+            lane: key.lane.as_deref().map(str::to_owned),
+        };
+        let lane_at = match self.lane_of.get(&lane_key) {
+            Some(at) => *at,
+            None => {
+                let shaped = key.class == TrafficClass::Bulk;
+                let limits = self.bounds.default_limits.clone();
+                let at = self
+                    .lanes
+                    .insert(Lane::new(lane_key.clone(), shaped, limits, now))
+                    as u32;
+                self.lane_of.insert(lane_key, at);
+                if shaped {
+                    self.ring_by(now);
+                }
+                at
+            }
+        };
+        let q = &mut self.queues[queue as usize];
+        let entries = q.entries;
+        let before = q.lane.replace(lane_at);
+        q.site = Some(site_at);
+        if before != Some(lane_at) {
+            q.retry_after = self.lanes[lane_at as usize]
+                .limits
+                .retry_after
+                .clone()
+                .into();
+            self.lanes[lane_at as usize].backlog += entries;
+            if let Some(before) = before {
+                self.lanes[before as usize].backlog -= entries;
+            }
+        }
+    }
+
+    /// The answer to [`Task::Resolve`]. On a failure the queue's ready entries are
+    /// returned, taken: this was an attempt for each of them.
+    pub fn resolved(
+        &mut self,
+        queue: u32,
+        answer: Result<Arc<Destination>, &Outcome>,
+        now: Timestamp,
+    ) -> Vec<Ticket> {
+        match answer {
+            Ok(destination) => {
+                let site = destination.site.clone();
+                self.queues[queue as usize].destination = Some(destination);
+                self.assign(queue, site, now);
+                self.enter_ring(queue);
+                Vec::new()
+            }
+            Err(_) => {
+                let mut tickets = Vec::new();
+                while self.has_ready(queue) {
+                    tickets.extend(self.batch(queue));
+                }
+                self.queues[queue as usize].status = Status::Idle;
+                tickets
+            }
+        }
+    }
+}
