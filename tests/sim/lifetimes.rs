@@ -289,10 +289,14 @@ async fn mixed_routes_are_answered_as_the_contract_says() {
     assert_eq!(reply.code, 550, "all refused: the 5xx");
 
     let (id, reply) = scenario.submit(plain(&[own])).await;
-    assert_eq!((reply.code, reply.text.as_str()), (250, "taken"));
+    assert_eq!((reply.code, reply.text), (250, format!("taken ({id})")));
     let log = entry(&scenario, id).await;
     let kinds: Vec<EventKind> = log.events.iter().map(|e| e.kind).collect();
-    assert_eq!(kinds, [EventKind::PassthroughTried], "no outcome is recorded");
+    assert_eq!(
+        kinds,
+        [EventKind::PassthroughTried],
+        "no outcome is recorded"
+    );
     assert!(log.events[0].detail.code.is_none());
 
     scenario.world.set("own-server.test", Manner::Refuse);

@@ -67,7 +67,15 @@ impl Engine {
             return Handed::GoesOn;
         }
         let reply = match taken {
-            Some(reply) => reply,
+            Some(mut reply) => {
+                // The server's words, and the id under which the log has the attempt.
+                reply.text = format!(
+                    "{} ({})",
+                    reply.text.lines().next().unwrap_or(""),
+                    submission.id
+                );
+                reply
+            }
             None => {
                 // A 4xx among the answers: the client is to come again with all of them.
                 let worst = failed
