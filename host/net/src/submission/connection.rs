@@ -265,6 +265,9 @@ impl Connection {
             // What was read is handed on; whoever holds it keeps it.
             self.input = BytesMut::new();
         }
+        if self.message.is_some() {
+            self.stream.acknowledge_now();
+        }
         let stop_at = if idle { Stop::Draining } else { Stop::Now };
         tokio::select! {
             biased;
