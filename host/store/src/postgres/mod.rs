@@ -8,6 +8,7 @@
 mod content;
 mod open;
 mod rows;
+mod statements;
 mod writer;
 
 use std::sync::Arc;

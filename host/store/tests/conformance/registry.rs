@@ -1,0 +1,198 @@
+//! What is configured through the API, and what policies and exporters keep.
+
+use bytes::Bytes;
+use tidegate_mail::Timestamp;
+use tidegate_queue::directory::{Credential, Relay, Server, Tenant, Way};
+use tidegate_queue::shape::{Effect, Measure, Scope};
+use tidegate_queue::*;
+
+use crate::common::*;
+
+pub async fn keeps_cursors_measures_and_shaping_state(place: &Place) {
+    let opened = place.open().await;
+    let store = &opened.store;
+    assert_eq!(store.cursor("file".into()).await.unwrap(), 0);
+    store.set_cursor("file".into(), 7).await.unwrap();
+    store.set_cursor("file".into(), 9).await.unwrap();
+    assert_eq!(store.shaping_state().await.unwrap(), None);
+    let state = Bytes::from_static;
+    assert!(store.set_shaping_state(0, state(b"one")).await.unwrap());
+    assert!(!store.set_shaping_state(0, state(b"two")).await.unwrap());
+    assert!(store.set_shaping_state(1, state(b"\0three")).await.unwrap());
+    assert!(!store.set_shaping_state(1, state(b"four")).await.unwrap());
+    let measure = |id: &str, cause: &str| Measure {
+        id: id.into(),
+        scope: Scope {
+            site: Some("mx.example".into()),
+            ..Scope::default()
+        },
+        effect: Effect::Suspend,
+        cause: cause.into(),
+        since: T0,
+        until: None,
+    };
+    store.put_measure(measure("m2", "x")).await.unwrap();
+    store.put_measure(measure("m1", "x")).await.unwrap();
+    store.put_measure(measure("m2", "y")).await.unwrap();
+    let opened = place.reopen(opened).await;
+    let store = &opened.store;
+    assert_eq!(store.cursor("file".into()).await.unwrap(), 9);
+    assert_eq!(
+        store.shaping_state().await.unwrap(),
+        Some((2, state(b"\0three")))
+    );
+    assert_eq!(
+        store.measures().await.unwrap(),
+        [measure("m1", "x"), measure("m2", "y")]
+    );
+    assert!(store.remove_measure("m1".into()).await.unwrap());
+    assert!(!store.remove_measure("m1".into()).await.unwrap());
+    assert_eq!(store.measures().await.unwrap().len(), 1);
+}
+
+pub async fn keeps_tenants_with_what_is_theirs(place: &Place) {
+    let opened = place.open().await;
+    let registry = &opened.registry;
+    let tenant = |id: &str, suspended| Tenant {
+        id: id.into(),
+        domains: vec![format!("{id}.example")],
+        relays: vec!["mx".into()],
+        suspended,
+        bulk_suspended: false,
+    };
+    let credential = |user: &str, tenant: &str| Credential {
+        user: user.into(),
+        tenant: tenant.into(),
+        hash: "$argon2id$...".into(),
+        bulk: false,
+    };
+    let server = |tenant: &str, name: &str| Server {
+        tenant: tenant.into(),
+        name: name.into(),
+        host: "mail.example".into(),
+        port: 587,
+        tls: TlsMode::StartTls,
+        user: Some("u".into()),
+        sealed_password: Some("c2VhbGVk".into()),
+    };
+    let relay = Relay {
+        name: "eu".into(),
+        way: Way::Mx {
+            sources: vec!["192.0.2.1".parse().unwrap()],
+        },
+    };
+    registry.put_tenant(tenant("b", false)).await.unwrap();
+    registry.put_tenant(tenant("a", false)).await.unwrap();
+    registry.put_tenant(tenant("b", true)).await.unwrap();
+    registry
+        .put_credential(credential("u1", "a"))
+        .await
+        .unwrap();
+    registry
+        .put_credential(credential("u2", "b"))
+        .await
+        .unwrap();
+    let stolen = registry.put_credential(credential("u1", "b")).await;
+    assert!(matches!(stolen, Err(StoreError::Conflict(_))), "{stolen:?}");
+    let nobody = registry.put_credential(credential("u3", "c")).await;
+    assert!(matches!(nobody, Err(StoreError::Conflict(_))), "{nobody:?}");
+    registry.put_server(server("a", "own")).await.unwrap();
+    registry.put_server(server("b", "own")).await.unwrap();
+    let nobody = registry.put_server(server("c", "own")).await;
+    assert!(matches!(nobody, Err(StoreError::Conflict(_))), "{nobody:?}");
+    registry.put_relay(relay.clone()).await.unwrap();
+
+    let opened = place.reopen(opened).await;
+    let registry = &opened.registry;
+    assert_eq!(
+        registry.tenants().await.unwrap(),
+        [tenant("a", false), tenant("b", true)]
+    );
+    assert_eq!(
+        registry.credentials().await.unwrap(),
+        [credential("u1", "a"), credential("u2", "b")]
+    );
+    assert_eq!(registry.servers().await.unwrap().len(), 2);
+    assert_eq!(registry.relays().await.unwrap(), [relay]);
+    assert!(registry.remove_tenant("a".into()).await.unwrap());
+    assert!(!registry.remove_tenant("a".into()).await.unwrap());
+    assert_eq!(
+        registry.credentials().await.unwrap(),
+        [credential("u2", "b")]
+    );
+    assert_eq!(registry.servers().await.unwrap(), [server("b", "own")]);
+    assert!(registry.remove_credential("u2".into()).await.unwrap());
+    assert!(!registry.remove_credential("u2".into()).await.unwrap());
+    let removed = registry.remove_server("b".into(), "own".into()).await;
+    assert!(removed.unwrap());
+    assert!(registry.remove_relay("eu".into()).await.unwrap());
+    assert!(!registry.remove_relay("eu".into()).await.unwrap());
+}
+
+pub async fn keeps_revisions_and_activations(place: &Place) {
+    let opened = place.open().await;
+    let registry = &opened.registry;
+    let revision = |digest: &str, at: i64| Revision {
+        digest: digest.into(),
+        world: "routing-policy".into(),
+        name: "default".into(),
+        version: "1.0.0".into(),
+        config: "{\"a\": 1}".into(),
+        uploaded_at: Timestamp(at),
+        uploaded_by: "operator".into(),
+        note: String::new(),
+        size: 3,
+    };
+    let activation = |digest: &str, at: i64| Activation {
+        slot: "routing".into(),
+        digest: digest.into(),
+        at: Timestamp(at),
+        by: "operator".into(),
+        note: "first".into(),
+    };
+    let component = Bytes::from(pattern(300_000, 9));
+    registry
+        .put_revision(revision("d2", 20), component.clone())
+        .await
+        .unwrap();
+    registry
+        .put_revision(revision("d1", 10), Bytes::from_static(b"one"))
+        .await
+        .unwrap();
+    // A digest that is there is left as it is.
+    registry
+        .put_revision(revision("d1", 99), Bytes::from_static(b"two"))
+        .await
+        .unwrap();
+    let unknown = registry.activate(activation("d9", 1)).await;
+    assert!(
+        matches!(unknown, Err(StoreError::Conflict(_))),
+        "{unknown:?}"
+    );
+    for digest in ["d1", "d2", "d1"] {
+        registry.activate(activation(digest, 5)).await.unwrap();
+    }
+    let opened = place.reopen(opened).await;
+    let registry = &opened.registry;
+    assert_eq!(
+        registry.revisions().await.unwrap(),
+        [revision("d1", 10), revision("d2", 20)]
+    );
+    assert_eq!(
+        registry.component("d2".into()).await.unwrap(),
+        Some(component)
+    );
+    assert_eq!(
+        registry.component("d1".into()).await.unwrap().as_deref(),
+        Some(&b"one"[..])
+    );
+    assert_eq!(registry.component("d9".into()).await.unwrap(), None);
+    let digests: Vec<String> = registry
+        .activations()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|a| a.digest)
+        .collect();
+    assert_eq!(digests, ["d1", "d2", "d1"]);
+}
