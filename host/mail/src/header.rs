@@ -209,11 +209,17 @@ fn tidy(mut raw: Vec<u8>) -> String {
     let from = raw.iter().take_while(|b| b.is_ascii_whitespace()).count();
     raw.drain(..from);
     raw.truncate(raw.trim_ascii_end().len());
-    match String::from_utf8(raw) {
-        Ok(value) if value.is_ascii() => value,
-        Ok(value) => value.replace(char::is_control, " "),
-        Err(e) => String::from_utf8_lossy(e.as_bytes()).replace(char::is_control, " "),
-    }
+    let value = match String::from_utf8(raw) {
+        Ok(value) if value.is_ascii() => return value,
+        Ok(value) => value.replace(other_control, " "),
+        Err(e) => String::from_utf8_lossy(e.as_bytes()).replace(other_control, " "),
+    };
+    // Controls beyond ASCII may have stood at the ends.
+    value.trim_ascii().to_owned()
+}
+
+fn other_control(c: char) -> bool {
+    c.is_control() && c != '\t'
 }
 
 /// The first word of a value, without parameters and comment.
@@ -319,6 +325,13 @@ mod tests {
         assert_eq!(block.hops(), 2);
         assert_eq!(block.bad_lines(), 0);
         assert_eq!(block.get("x-a"), Some("one\ttwo"));
+    }
+
+    #[test]
+    fn a_value_has_no_space_at_its_ends_where_a_control_stood() {
+        let block = block("A: \u{85}b\u{85}\r\nB: c\u{9b}\td\r\n");
+        assert_eq!(block.get("a"), Some("b"));
+        assert_eq!(block.get("b"), Some("c \td"));
     }
 
     #[test]

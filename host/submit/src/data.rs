@@ -186,7 +186,10 @@ impl Decoder {
                             self.line_start = false;
                             self.line_len += 1;
                             pos += 1;
-                            fault = fault.or_else(|| self.once(Fault::Nul));
+                            // Noted also beside another fault: the reply must not depend on
+                            // whether both were found in one step.
+                            let nul = self.once(Fault::Nul);
+                            fault = fault.or(nul);
                         }
                     }
                 }
@@ -390,6 +393,25 @@ mod tests {
 
     fn strict(input: &[u8]) -> (Vec<u8>, Vec<u8>, Option<Step>, usize) {
         run(LIMITS, true, input)
+    }
+
+    #[test]
+    fn the_gravest_fault_does_not_depend_on_the_cut() {
+        let input = [&b"\r\n"[..], &[b'x'; 999], b"\0\r\n"].concat();
+        let worst = |size: usize| {
+            let mut decoder = Decoder::new(LIMITS, true);
+            for piece in input.chunks(size) {
+                let mut buf = BytesMut::from(piece);
+                while !buf.is_empty() {
+                    let limit = buf.len();
+                    decoder.step(&mut buf, limit);
+                }
+            }
+            decoder.worst()
+        };
+        assert_eq!(worst(input.len()), Some(Fault::Nul));
+        assert_eq!(worst(1), Some(Fault::Nul));
+        assert_eq!(worst(500), Some(Fault::Nul));
     }
 
     #[test]
