@@ -143,9 +143,14 @@ fn delivered(id: MessageId, promise: &Promise) -> Settlement {
     }
 }
 
-async fn life(store: &Arc<SqliteStore>, producers: usize, length: Duration, settle: bool) {
+async fn life(
+    store: &Arc<SqliteStore>,
+    source: &Arc<IdSource>,
+    producers: usize,
+    length: Duration,
+    settle: bool,
+) {
     let stop = Arc::new(AtomicBool::new(false));
-    let source = Arc::new(IdSource::new(1));
     let done = Arc::new(AtomicU64::new(0));
     let content = Bytes::from(vec![b'x'; 5 * 1024]);
     let before = store.counts().await.expect("counts");
@@ -210,8 +215,11 @@ async fn main() {
         let store = SqliteStore::open(&dir, Options::default())
             .await
             .expect("the directory can be written");
-        life(&store, producers, Duration::from_secs(1), settle).await;
-        life(&store, producers, length, settle).await;
+        let source = Arc::new(IdSource::new(1));
+        // The first second warms up.
+        for length in [Duration::from_secs(1), length] {
+            life(&store, &source, producers, length, settle).await;
+        }
         store.close().await;
     }
 
