@@ -72,17 +72,11 @@ impl Engine {
         let now = self.now();
         let class = self.class_of(&submission);
         let directory = self.parts.directory.load_full();
-        if class == TrafficClass::Bulk
-            && directory
-                .tenant(&submission.tenant)
-                .is_some_and(|t| t.bulk_suspended)
-        {
-            add(&self.counters.refused_messages, 1);
-            return Reply::new(
-                550,
-                Enhanced::new(5, 7, 1),
-                "bulk mail of this tenant is suspended; other mail is not concerned",
-            );
+        let bulk_suspended = directory
+            .tenant(&submission.tenant)
+            .is_some_and(|t| t.bulk_suspended);
+        if class == TrafficClass::Bulk && bulk_suspended {
+            return self.bulk_suspended();
         }
         let envelope = Arc::new(submission.envelope.clone());
         let question = self.question(&submission, envelope.clone(), class, now);
@@ -104,6 +98,15 @@ impl Engine {
             add(&self.counters.refused_messages, 1);
             return reply.clone();
         }
+        // What only its policy calls bulk is bulk all the same.
+        if bulk_suspended
+            && sorted
+                .managed
+                .iter()
+                .any(|(_, m)| m.class == TrafficClass::Bulk)
+        {
+            return self.bulk_suspended();
+        }
         let mut draft = Draft {
             envelope,
             class,
@@ -119,6 +122,15 @@ impl Engine {
             }
         }
         self.make_durable(submission, draft, sorted).await
+    }
+
+    fn bulk_suspended(&self) -> Reply {
+        add(&self.counters.refused_messages, 1);
+        Reply::new(
+            550,
+            Enhanced::new(5, 7, 1),
+            "bulk mail of this tenant is suspended; other mail is not concerned",
+        )
     }
 
     fn class_of(&self, submission: &Submission) -> TrafficClass {

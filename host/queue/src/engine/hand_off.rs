@@ -1,7 +1,8 @@
 //! Passthrough: one attempt at the tenant's server inside the submission.
 //!
 //! Its answer is the client's answer; nothing is queued and no outcome is recorded. Only
-//! where a 250 has to be given for other recipients does a refused one become ours.
+//! where a 250 has to be given, for other recipients or because the policy wants a notice
+//! rather than a refusal, does a refused one become ours.
 
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ impl Engine {
     ) -> Handed {
         let mut taken: Option<Reply> = None;
         let mut failed: Vec<(u32, Outcome, String)> = Vec::new();
+        let mut to_notify = false;
         for (server, after_failure, indices) in std::mem::take(&mut sorted.passthrough) {
             add(&self.counters.passthrough_tried, indices.len() as u64);
             let results = self.attempt_at(submission, draft, &server, &indices).await;
@@ -53,11 +55,15 @@ impl Engine {
                         self.tried(submission, draft, index);
                         sorted.managed.push((index, Managed::default()));
                     }
-                    _ => failed.push((index, outcome, host.clone())),
+                    _ => {
+                        to_notify |= after_failure == AfterFailure::GiveUpAndNotify;
+                        failed.push((index, outcome, host.clone()));
+                    }
                 }
             }
         }
         if !sorted.managed.is_empty()
+            || to_notify
             || (taken.is_some() && !(failed.is_empty() && sorted.refused.is_empty()))
         {
             // A 250 has to be given, so each refused one is owed a notice.

@@ -108,7 +108,8 @@ impl Scheduler {
         let l = &mut self.lanes[lane as usize];
         match plan {
             Some(mut plan) => {
-                plan.limits.connections = plan.limits.connections.clamp(1, most);
+                // None at all: the lane waits for its next plan.
+                plan.limits.connections = plan.limits.connections.min(most);
                 plan.limits.messages_per_connection = plan.limits.messages_per_connection.max(1);
                 l.apply(plan, policy.map(str::to_owned), now);
             }

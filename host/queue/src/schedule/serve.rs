@@ -204,7 +204,7 @@ impl Scheduler {
         {
             return Some((WaitReason::Suspended, Some(until), Bench::Lane(lane)));
         }
-        if l.in_flight >= u32::from(l.limits.connections.max(1)) {
+        if l.in_flight >= u32::from(l.limits.connections) {
             return Some((WaitReason::Concurrency, None, Bench::Lane(lane)));
         }
         let at = l.ready_at(now);
