@@ -9,7 +9,12 @@ mod clock;
 mod crash;
 mod random;
 mod scenario;
+mod steady;
 mod world;
 
 mod lifetimes;
+mod notices;
+mod routes;
 mod seeds;
+
+mod waits;

@@ -8,12 +8,15 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tidegate_mail::header::HeaderBlock;
 use tidegate_mail::{Address, BodyType, Envelope, Notify, Recipient, Reply, Timestamp};
-use tidegate_queue::directory::{Server, Tenant};
+use tidegate_queue::directory::{Relay, Server, Tenant, Way};
 use tidegate_queue::*;
 
 use crate::clock::SimClock;
 use crate::crash::{Crash, FaultyStore};
 use crate::world::{ByName, World};
+
+/// A relay with several source addresses.
+pub const POOL: &str = "pool";
 
 pub const START: Timestamp = Timestamp::from_secs(1_795_489_500);
 
@@ -24,6 +27,7 @@ pub struct Scenario {
     pub crash: Arc<Crash>,
     settings: Settings,
     policy: Arc<dyn Policy>,
+    directory: Arc<ArcSwap<Directory>>,
     dir: tempfile::TempDir,
 }
 
@@ -48,7 +52,8 @@ impl Scenario {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let crash = Arc::new(Crash::default());
         let store = FaultyStore::open(dir.path().into(), crash.clone()).await;
-        let engine = open_engine(&settings, &clock, &world, &policy, store).await;
+        let directory = Arc::new(ArcSwap::from_pointee(directory(false)));
+        let engine = open_engine(&settings, &clock, &world, &policy, &directory, store).await;
         Scenario {
             clock,
             world,
@@ -56,6 +61,7 @@ impl Scenario {
             crash,
             settings,
             policy,
+            directory,
             dir,
         }
     }
@@ -78,10 +84,16 @@ impl Scenario {
             &self.clock,
             &self.world,
             &self.policy,
+            &self.directory,
             store,
         )
         .await;
         self.engine = Some(engine);
+    }
+
+    /// Suspends the tenant's bulk mail.
+    pub fn suspend_bulk(&self) {
+        self.directory.store(Arc::new(directory(true)));
     }
 
     pub async fn submit(&self, mail: Mail<'_>) -> (tidegate_mail::MessageId, Reply) {
@@ -140,19 +152,13 @@ impl Scenario {
     }
 }
 
-async fn open_engine(
-    settings: &Settings,
-    clock: &Arc<SimClock>,
-    world: &Arc<World>,
-    policy: &Arc<dyn Policy>,
-    store: Arc<FaultyStore>,
-) -> Arc<Engine> {
+fn directory(bulk_suspended: bool) -> Directory {
     let tenant = Tenant {
         id: "acme".into(),
         domains: vec!["acme.test".into()],
         relays: vec![],
         suspended: false,
-        bulk_suspended: false,
+        bulk_suspended,
     };
     let server = Server {
         tenant: "acme".into(),
@@ -163,7 +169,25 @@ async fn open_engine(
         user: None,
         sealed_password: None,
     };
-    let directory = Directory::new(vec![tenant], vec![], vec![server], vec![]);
+    let pool = Relay {
+        name: POOL.into(),
+        way: Way::Mx {
+            sources: ["192.0.2.101", "192.0.2.102", "192.0.2.103"]
+                .map(|ip| ip.parse().expect("an address"))
+                .to_vec(),
+        },
+    };
+    Directory::new(vec![tenant], vec![], vec![server], vec![pool])
+}
+
+async fn open_engine(
+    settings: &Settings,
+    clock: &Arc<SimClock>,
+    world: &Arc<World>,
+    policy: &Arc<dyn Policy>,
+    directory: &Arc<ArcSwap<Directory>>,
+    store: Arc<FaultyStore>,
+) -> Arc<Engine> {
     Engine::open(Parts {
         settings: settings.clone(),
         store,
@@ -172,7 +196,7 @@ async fn open_engine(
         transport: world.clone(),
         policy: policy.clone(),
         sinks: HashMap::new(),
-        directory: Arc::new(ArcSwap::from_pointee(directory)),
+        directory: directory.clone(),
         unseal: Arc::new(|_| None),
         node: 0,
     })

@@ -1,6 +1,7 @@
 //! Destinations, DNS and routing as the seed has them.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -13,6 +14,8 @@ use tidegate_queue::*;
 #[derive(Clone, Debug)]
 pub enum Manner {
     Accept,
+    /// Takes the mail and the DSN parameters with it.
+    PassesDsnOn,
     /// 450 to a recipient's first n attempts.
     Greylist(u32),
     /// 451 to the final dot, n times.
@@ -44,6 +47,7 @@ struct State {
     seen: HashMap<String, u32>,
     delivered: Vec<Delivery>,
     attempts: Vec<(Timestamp, String)>,
+    sources: Vec<(String, Option<IpAddr>)>,
     lost_replies: u32,
 }
 
@@ -75,6 +79,16 @@ impl World {
             .iter()
             .filter(|(_, r)| r == recipient)
             .map(|(at, _)| *at)
+            .collect()
+    }
+
+    /// The source address of each attempt for this recipient.
+    pub fn sources_for(&self, recipient: &str) -> Vec<Option<IpAddr>> {
+        self.lock()
+            .sources
+            .iter()
+            .filter(|(r, _)| r == recipient)
+            .map(|(_, source)| *source)
             .collect()
     }
 
@@ -163,7 +177,11 @@ impl Transport for World {
             let mut results = Vec::new();
             for r in &job.recipients {
                 let address = r.recipient.address.to_string();
-                self.lock().attempts.push((now, address.clone()));
+                {
+                    let mut state = self.lock();
+                    state.attempts.push((now, address.clone()));
+                    state.sources.push((address.clone(), job.source));
+                }
                 let earlier = self.count(&format!("rcpt {address}"));
                 let outcome = match manner {
                     Manner::Refuse => {
@@ -195,7 +213,9 @@ impl Transport for World {
                             recipient: address,
                             content: content.clone(),
                         });
-                        Outcome::from_reply(Stage::Dot, reply(250, 0, 0, "taken"))
+                        let mut taken = Outcome::from_reply(Stage::Dot, reply(250, 0, 0, "taken"));
+                        taken.dsn_passed_on = matches!(manner, Manner::PassesDsnOn);
+                        taken
                     }
                 };
                 assert_ne!(outcome.verdict, Verdict::Withdrawn);

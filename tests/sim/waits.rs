@@ -1,0 +1,387 @@
+//! Waiting, for whatever reason, neither stretches the lifetime nor counts as an attempt.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_mail::{EventKind, Notify};
+use tidegate_queue::Settings;
+use tidegate_queue::control::QueueQuery;
+use tidegate_queue::route::Managed;
+use tidegate_queue::shape::{Effect, Limits, Measure, Rate, Scope, WaitReason};
+
+use crate::scenario::{POOL, START, Scenario};
+use crate::steady::{HOUR, Steady, events, mail, notices, on_time, times};
+use crate::world::{ByName, Manner, NEVER};
+
+const TO: &str = "someone@x.test";
+
+/// Why a recipient waits, and how that is brought about.
+struct Wait {
+    name: &'static str,
+    reason: WaitReason,
+    manner: Manner,
+    policy: Steady,
+    measure: Option<Effect>,
+    /// Whether there are attempts while it waits.
+    attempted: bool,
+}
+
+impl Wait {
+    fn new(name: &'static str, reason: WaitReason) -> Self {
+        Wait {
+            name,
+            reason,
+            manner: Manner::Accept,
+            policy: Steady::default(),
+            measure: None,
+            attempted: false,
+        }
+    }
+}
+
+fn measure(effect: Effect) -> Measure {
+    let scope = Scope {
+        domain: Some("x.test".into()),
+        ..Scope::default()
+    };
+    Measure {
+        id: "measure".into(),
+        scope,
+        effect,
+        cause: "a test".into(),
+        since: START,
+        until: None,
+    }
+}
+
+fn shaped(limits: Limits) -> Steady {
+    Steady {
+        managed: Managed {
+            class: tidegate_mail::TrafficClass::Bulk,
+            ..Managed::default()
+        },
+        limits: Limits {
+            ttl: 24 * 3600,
+            ..limits
+        },
+    }
+}
+
+fn waits() -> Vec<Wait> {
+    use WaitReason::{Concurrency, Held, RelayDown, RetrySchedule, Suspended};
+    vec![
+        Wait {
+            manner: Manner::Greylist(NEVER),
+            attempted: true,
+            ..Wait::new("deferred", RetrySchedule)
+        },
+        Wait {
+            manner: Manner::Unreachable(NEVER),
+            attempted: true,
+            ..Wait::new("no host answers", RetrySchedule)
+        },
+        Wait {
+            manner: Manner::BrokenDns(NEVER),
+            attempted: true,
+            ..Wait::new("no DNS", RetrySchedule)
+        },
+        Wait {
+            policy: shaped(Limits {
+                rate: Some(Rate {
+                    messages: 1,
+                    per_ms: u32::MAX,
+                }),
+                burst: 1,
+                ..Limits::default()
+            }),
+            ..Wait::new("throttled", WaitReason::Rate)
+        },
+        Wait {
+            policy: shaped(Limits {
+                paused_until: Some(START.plus(HOUR * 24 * 7)),
+                ..Limits::default()
+            }),
+            ..Wait::new("paused by its plan", Suspended)
+        },
+        Wait {
+            policy: shaped(Limits {
+                connections: 0,
+                ..Limits::default()
+            }),
+            ..Wait::new("given no connection by its plan", Concurrency)
+        },
+        Wait {
+            measure: Some(Effect::Suspend),
+            ..Wait::new("suspended", Suspended)
+        },
+        Wait {
+            measure: Some(Effect::Hold),
+            ..Wait::new("held", Held)
+        },
+        Wait {
+            policy: Steady {
+                managed: Managed {
+                    relay: Some("gone".into()),
+                    ..Managed::default()
+                },
+                ..Steady::default()
+            },
+            ..Wait::new("its relay is gone", RelayDown)
+        },
+    ]
+}
+
+#[tokio::test]
+async fn every_wait_ends_with_the_lifetime() {
+    for wait in waits() {
+        let name = wait.name;
+        let scenario = Scenario::with(Settings::default(), Arc::new(wait.policy)).await;
+        scenario.world.set("x.test", wait.manner);
+        if let Some(effect) = wait.measure {
+            let put = scenario.engine().put_measure(measure(effect)).await;
+            put.expect("a measure");
+        }
+        if wait.reason == WaitReason::Rate {
+            // Takes the only token of the lane.
+            scenario
+                .submit(mail(&[("first@x.test", Notify::Never)]))
+                .await;
+            scenario.pass(Duration::from_secs(1)).await;
+            scenario.clock.set(START);
+        }
+        let (id, reply) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+        assert_eq!(reply.code, 250, "{name}: {reply}");
+        scenario.pass(HOUR).await;
+        let waiting = scenario.engine().queue(QueueQuery::default()).await;
+        let waiting = waiting.expect("a listing");
+        assert_eq!(waiting.len(), 1, "{name}");
+        assert_eq!(waiting[0].reason, Some(wait.reason), "{name}");
+        assert_eq!(waiting[0].attempts > 0, wait.attempted, "{name}");
+        scenario.pass(HOUR * 49).await;
+
+        let log = events(&scenario, id).await;
+        let expired = times(&log, EventKind::Expired);
+        assert!(on_time(&expired, HOUR * 48), "{name}: {expired:?}");
+        let deferred = times(&log, EventKind::Deferred);
+        assert_eq!(!deferred.is_empty(), wait.attempted, "{name}: {deferred:?}");
+        let delayed = times(&log, EventKind::DelayNotified);
+        let told: Vec<Option<String>> = notices(&scenario)
+            .iter()
+            .map(|(n, _)| n.recipients[0].status.map(|s| s.to_string()))
+            .collect();
+        if wait.reason == WaitReason::RelayDown {
+            // The notices take the built-in relay, which is there.
+            assert_eq!(told.len(), 2, "{name}");
+        }
+        assert!(on_time(&delayed, HOUR * 4), "{name}: {delayed:?}");
+        assert_eq!(told.last(), Some(&Some("4.4.7".to_owned())), "{name}");
+        assert_eq!(times(&log, EventKind::DsnSent).len(), 1, "{name}");
+        let counts = scenario.store().counts().await.expect("counts");
+        assert_eq!(counts.recipients, 0, "{name}: nothing is left behind");
+    }
+}
+
+#[tokio::test]
+async fn a_hold_in_the_middle_does_not_stretch_the_lifetime() {
+    let scenario = Scenario::with(Settings::default(), Arc::new(Steady::default())).await;
+    scenario.world.set("x.test", Manner::Greylist(NEVER));
+    let (id, _) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    scenario.pass(HOUR).await;
+    let before = scenario.world.attempts_for(TO).len();
+    let put = scenario.engine().put_measure(measure(Effect::Hold)).await;
+    put.expect("a measure");
+    scenario.pass(HOUR * 46).await;
+    assert_eq!(scenario.world.attempts_for(TO).len(), before, "held");
+    let lifted = scenario.engine().remove_measure("measure").await;
+    assert!(lifted.expect("lifted"));
+    scenario.pass(HOUR * 3).await;
+    assert!(
+        scenario.world.attempts_for(TO).len() > before,
+        "tried again"
+    );
+    let log = events(&scenario, id).await;
+    assert!(on_time(&times(&log, EventKind::Expired), HOUR * 48));
+    // The attempts are counted on as if there had been no hold.
+    let last = log.iter().filter_map(|e| e.detail.attempt).max();
+    assert_eq!(last, Some(scenario.world.attempts_for(TO).len() as u32));
+}
+
+#[tokio::test]
+async fn a_lifetime_that_ended_while_the_gateway_was_down_ends_at_its_start() {
+    let mut scenario = Scenario::new().await;
+    scenario.world.set("x.test", Manner::Greylist(NEVER));
+    let (id, _) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    scenario.pass(HOUR).await;
+    let before = scenario.world.attempts_for(TO).len();
+    scenario.clock.set(START.plus(HOUR * 60));
+    scenario.restart().await;
+    scenario.pass(HOUR).await;
+    assert_eq!(scenario.world.attempts_for(TO).len(), before, "no attempt");
+    let log = events(&scenario, id).await;
+    assert!(on_time(&times(&log, EventKind::Expired), HOUR * 60));
+    assert!(times(&log, EventKind::DelayNotified).is_empty(), "too late");
+    assert_eq!(notices(&scenario).len(), 1);
+}
+
+#[tokio::test]
+async fn attempts_follow_the_schedule_within_a_tenth() {
+    let scenario = Scenario::with(Settings::default(), Arc::new(Steady::default())).await;
+    scenario.world.set("x.test", Manner::Later(NEVER));
+    for n in 0..20 {
+        let address = format!("r{n}@x.test");
+        scenario.submit(mail(&[(&address, Notify::Never)])).await;
+    }
+    scenario.pass(HOUR * 50).await;
+    let minutes = [1, 2, 5, 10, 15, 30, 60, 120];
+    let mut first_waits = Vec::new();
+    for n in 0..20 {
+        let at = scenario.world.attempts_for(&format!("r{n}@x.test"));
+        assert!((18..=21).contains(&at.len()), "{} attempts", at.len());
+        assert_eq!(at[0], START, "the first at once");
+        for (k, pair) in at.windows(2).enumerate() {
+            let wait = pair[1].since(pair[0]).as_secs_f64();
+            let planned = f64::from(*minutes.get(k).unwrap_or(&240)) * 60.0;
+            assert!((0.9..1.1001).contains(&(wait / planned)), "{k}: {wait} s");
+        }
+        first_waits.push(at[1].since(at[0]));
+    }
+    first_waits.sort();
+    first_waits.dedup();
+    assert!(first_waits.len() > 15, "they spread: {first_waits:?}");
+}
+
+#[tokio::test]
+async fn greylisted_mail_comes_back_from_the_same_address() {
+    let policy = Steady {
+        managed: Managed {
+            relay: Some(POOL.into()),
+            ..Managed::default()
+        },
+        ..Steady::default()
+    };
+    let mut scenario = Scenario::with(Settings::default(), Arc::new(policy)).await;
+    let domains: Vec<String> = (0..12).map(|n| format!("d{n}.test")).collect();
+    for domain in &domains {
+        scenario.world.set(domain, Manner::Greylist(3));
+        let address = format!("a@{domain}");
+        scenario.submit(mail(&[(&address, Notify::Never)])).await;
+    }
+    scenario.pass(Duration::from_secs(300)).await;
+    // Nor does a restart change it.
+    scenario.restart().await;
+    scenario.pass(HOUR * 4).await;
+    let mut used = Vec::new();
+    for domain in &domains {
+        let sources = scenario.world.sources_for(&format!("a@{domain}"));
+        assert_eq!(sources.len(), 4, "{domain}");
+        assert!(sources[0].is_some());
+        assert!(sources.iter().all(|s| *s == sources[0]), "{sources:?}");
+        used.push(sources[0]);
+    }
+    used.sort();
+    used.dedup();
+    assert!(used.len() > 1, "all addresses of the pool serve");
+}
+
+#[tokio::test]
+async fn a_policy_may_shorten_the_promise_and_never_stretch_it() {
+    for (asked, granted) in [(600, 600), (HOUR.as_secs() as u32 * 1000, 48 * 3600)] {
+        let policy = Steady {
+            managed: Managed {
+                expire_after_secs: Some(asked),
+                delay_notice_secs: Some(0),
+                ..Managed::default()
+            },
+            ..Steady::default()
+        };
+        let scenario = Scenario::with(Settings::default(), Arc::new(policy)).await;
+        scenario.world.set("x.test", Manner::Greylist(NEVER));
+        let (id, _) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+        scenario.pass(HOUR * 50).await;
+        let log = events(&scenario, id).await;
+        let expired = times(&log, EventKind::Expired);
+        assert!(
+            on_time(&expired, Duration::from_secs(granted)),
+            "{expired:?}"
+        );
+        assert!(times(&log, EventKind::DelayNotified).is_empty());
+        let promise = log.iter().find_map(|e| e.detail.promise.clone());
+        let promise = promise.expect("the terms are in the log");
+        assert_eq!(u64::from(promise.lifetime_secs), granted);
+        assert_eq!(promise.delay_notice_secs, None);
+    }
+}
+
+#[tokio::test]
+async fn a_plan_may_give_another_schedule() {
+    let policy = shaped(Limits {
+        retry_after: vec![30, 90],
+        ..Limits::default()
+    });
+    let scenario = Scenario::with(Settings::default(), Arc::new(policy)).await;
+    scenario.world.set("x.test", Manner::Later(NEVER));
+    scenario.submit(mail(&[(TO, Notify::Never)])).await;
+    scenario.pass(HOUR).await;
+    let at = scenario.world.attempts_for(TO);
+    for (k, pair) in at.windows(2).enumerate() {
+        let wait = pair[1].since(pair[0]).as_secs_f64();
+        let planned = if k == 0 { 30.0 } else { 90.0 };
+        assert!((0.9..1.1001).contains(&(wait / planned)), "{k}: {wait} s");
+    }
+    assert!(at.len() > 35, "{} attempts", at.len());
+}
+
+#[tokio::test]
+async fn a_lost_final_reply_is_retried_and_logged_as_uncertain() {
+    let scenario = Scenario::with(Settings::default(), Arc::new(ByName::default())).await;
+    scenario.world.set("x.test", Manner::LosesReplies(1));
+    let (id, _) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    scenario.pass(HOUR).await;
+    let copies = scenario.world.delivered();
+    assert_eq!(copies.len(), 2, "a duplicate is possible, a loss is not");
+    let log = events(&scenario, id).await;
+    let tries: Vec<_> = log
+        .iter()
+        .filter(|e| matches!(e.kind, EventKind::Deferred | EventKind::Delivered))
+        .map(|e| (e.kind, e.detail.verdict.expect("a verdict")))
+        .collect();
+    use tidegate_mail::Verdict;
+    assert_eq!(
+        tries,
+        [
+            (EventKind::Deferred, Verdict::Uncertain),
+            (EventKind::Delivered, Verdict::Delivered)
+        ]
+    );
+    assert!(notices(&scenario).is_empty());
+}
+
+#[tokio::test]
+async fn a_site_that_does_not_answer_is_not_asked_for_each_message() {
+    let scenario = Scenario::with(Settings::default(), Arc::new(Steady::default())).await;
+    scenario.world.set("x.test", Manner::Unreachable(NEVER));
+    for n in 0..40 {
+        let address = format!("r{n}@x.test");
+        scenario.submit(mail(&[(&address, Notify::Never)])).await;
+    }
+    scenario.pass(Duration::from_secs(30)).await;
+    let asked = |n: usize| scenario.world.attempts_for(&format!("r{n}@x.test")).len();
+    let tried = (0..40).filter(|n| asked(*n) > 0).count();
+    assert!(
+        tried < 40,
+        "{tried} of 40 were tried in the first half minute"
+    );
+    let waiting = scenario.engine().queue(QueueQuery::default()).await;
+    let backed_off = waiting
+        .expect("a listing")
+        .iter()
+        .filter(|e| e.reason == Some(WaitReason::SiteBackoff))
+        .count();
+    assert_eq!(backed_off, 40 - tried);
+    // Others are not concerned.
+    scenario.submit(mail(&[("a@y.test", Notify::Never)])).await;
+    scenario.pass(Duration::from_secs(1)).await;
+    assert_eq!(scenario.world.delivered().len(), 1);
+    scenario.pass(HOUR * 50).await;
+    assert_eq!(scenario.engine().stats().expired, 40);
+}
