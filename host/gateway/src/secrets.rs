@@ -4,7 +4,6 @@ use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-use argon2::Argon2;
 use argon2::password_hash::PasswordHasher;
 use aws_lc_rs::aead::{AES_256_GCM_SIV, Aad, Nonce, RandomizedNonceKey};
 use aws_lc_rs::{hmac, rand};
@@ -123,11 +122,11 @@ pub fn random_password() -> Result<String, CryptoFailed> {
         .collect())
 }
 
-/// Argon2id with the library's parameters (19 MiB, 2 passes, OWASP's first choice), in PHC form.
+/// Argon2id in PHC form, with the parameters that the listeners expect.
 pub fn hash_password(password: &str) -> Result<String, CryptoFailed> {
     let mut salt = [0u8; 16];
     rand::fill(&mut salt).map_err(|_| CryptoFailed)?;
-    Argon2::default()
+    tidegate_net::submission::password_hasher()
         .hash_password_with_salt(password.as_bytes(), &salt)
         .map(|hash| hash.to_string())
         .map_err(|_| CryptoFailed)
@@ -187,7 +186,7 @@ mod tests {
 
     #[test]
     fn passwords_are_hashed_with_argon2id() {
-        use argon2::PasswordVerifier;
+        use argon2::{Argon2, PasswordVerifier};
         let password = random_password().unwrap();
         assert_eq!(password.len(), 24);
         let hash = hash_password(&password).unwrap();

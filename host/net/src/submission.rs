@@ -32,8 +32,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-pub use auth::AuthConfig;
 use auth::Authenticator;
+pub use auth::{AuthConfig, password_hasher};
 use slots::Slots;
 
 /// How a listener is protected.
