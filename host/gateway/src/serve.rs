@@ -190,7 +190,9 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
     // A client that keeps its connection open must not keep the gateway from ending.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), admin).await;
     let _ = std::fs::remove_file(config.data_dir.join(ADMIN_ADDRESS));
-    drop((engine, store));
+    drop(engine);
+    // Syncs what is committed, and leaves the log of the database empty.
+    store.close().await;
     tracing::info!("stopped");
     Ok(())
 }
