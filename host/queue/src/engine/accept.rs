@@ -42,7 +42,19 @@ impl Intake for Engine {
     }
 
     fn submit(&self, submission: Submission) -> Fut<'_, Reply> {
-        Box::pin(self.take_in(submission))
+        Box::pin(async move {
+            let streamed = match &submission.content {
+                spooled @ Content::Spooled { .. } => Some(spooled.clone()),
+                Content::Memory(_) => None,
+            };
+            let (reply, stored) = self.take_in(submission).await;
+            if let Some(content) = streamed
+                && !stored
+            {
+                self.parts.store.discard(content);
+            }
+            reply
+        })
     }
 
     fn refusal(&self) -> Option<Reply> {
@@ -65,9 +77,10 @@ impl Intake for Engine {
 }
 
 impl Engine {
-    async fn take_in(&self, submission: Submission) -> Reply {
+    /// The reply, and whether the store has taken the content.
+    async fn take_in(&self, submission: Submission) -> (Reply, bool) {
         if let Some(reply) = self.refusal() {
-            return reply;
+            return (reply, false);
         }
         let now = self.now();
         let class = self.class_of(&submission);
@@ -76,7 +89,7 @@ impl Engine {
             .tenant(&submission.tenant)
             .is_some_and(|t| t.bulk_suspended);
         if class == TrafficClass::Bulk && bulk_suspended {
-            return self.bulk_suspended();
+            return (self.bulk_suspended(), false);
         }
         let envelope = Arc::new(submission.envelope.clone());
         let question = self.question(&submission, envelope.clone(), class, now);
@@ -88,7 +101,7 @@ impl Engine {
             Ok(sorted) => sorted,
             Err(reply) => {
                 add(&self.counters.refused_messages, 1);
-                return reply;
+                return (reply, false);
             }
         };
         if sorted.managed.is_empty()
@@ -96,7 +109,7 @@ impl Engine {
             && let Some((_, reply)) = sorted.refused.first()
         {
             add(&self.counters.refused_messages, 1);
-            return reply.clone();
+            return (reply.clone(), false);
         }
         // What only its policy calls bulk is bulk all the same.
         if bulk_suspended
@@ -105,7 +118,7 @@ impl Engine {
                 .iter()
                 .any(|(_, m)| m.class == TrafficClass::Bulk)
         {
-            return self.bulk_suspended();
+            return (self.bulk_suspended(), false);
         }
         let mut draft = Draft {
             envelope,
@@ -117,11 +130,12 @@ impl Engine {
         };
         if !sorted.passthrough.is_empty() {
             match self.hand_off(&submission, &mut draft, &mut sorted).await {
-                Handed::Answered(reply) => return reply,
+                Handed::Answered(reply) => return (reply, false),
                 Handed::GoesOn => {}
             }
         }
-        self.make_durable(submission, draft, sorted).await
+        // What the store refuses it gives back by itself.
+        (self.make_durable(submission, draft, sorted).await, true)
     }
 
     fn bulk_suspended(&self) -> Reply {
