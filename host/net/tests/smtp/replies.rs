@@ -356,6 +356,31 @@ async fn all_refused_ends_in_rset_and_the_connection_is_kept() {
 }
 
 #[tokio::test]
+async fn what_rcpt_was_told_stands_whatever_becomes_of_the_message() {
+    for (at, says, expected) in [
+        ("DATA", "451 4.3.0 later", "Temporary data 4.3.0 451"),
+        (".", "451 4.3.0 later", "Temporary dot 4.3.0 451"),
+        (".", "554 5.7.1 spam", "Permanent dot 5.7.1 554"),
+        (".", "250 2.0.0 taken", "Delivered dot 2.0.0 250"),
+    ] {
+        both(
+            move |t| match t {
+                t if t.said.contains("no@") => Some(Do::Say("550 5.1.1 no")),
+                t if t.said.contains("grey@") => Some(Do::Say("450 4.7.1 greylisted")),
+                t => t.said.starts_with(at).then_some(Do::Say(says)),
+            },
+            &["no@x.example", "a@x.example", "grey@x.example"],
+            &[
+                "Permanent rcpt 5.1.1 550",
+                expected,
+                "Temporary rcpt 4.7.1 450",
+            ],
+        )
+        .await;
+    }
+}
+
+#[tokio::test]
 async fn recipients_beyond_the_limit_go_in_another_transaction() {
     let peer = Peer::start(|t| {
         t.is("EHLO").then_some(Do::Say(
