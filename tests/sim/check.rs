@@ -45,7 +45,7 @@ pub async fn check(scenario: &Scenario, rules: Rules<'_>) {
         for recipient in &report.recipients {
             if recipient.action == dsn::Action::Failed {
                 *notices
-                    .entry((about.clone(), address(&recipient)))
+                    .entry((about.clone(), address(recipient)))
                     .or_default() += 1;
             }
         }
