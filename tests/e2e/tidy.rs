@@ -1,6 +1,8 @@
 //! House rules that the compiler does not hold: who may import whom, who may ask the machine for
 //! the time or a socket, how long a file may be, and that nothing in the tree names a machine.
 
+mod semantics;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -84,7 +86,8 @@ fn files(below: &Path) -> Vec<PathBuf> {
                 if !["target", ".git", "node_modules"].contains(&name.as_str()) {
                     open.push(path);
                 }
-            } else if path.is_file() {
+            } else if path.is_file() && name != ".git" {
+                // (Of a linked working tree `.git` is a file, and names a place.)
                 found.push(path);
             }
         }
