@@ -22,7 +22,7 @@ mod wording;
 mod tests;
 
 pub use compose::compose;
-pub use parse::{Action, Diagnostic, Report, ReportRecipient, TypedAddress, parse};
+pub use parse::{Action, Diagnostic, Form, Report, ReportRecipient, TypedAddress, parse};
 pub use wording::{KindText, Reasons, Texts, Wording};
 
 use crate::{

@@ -11,6 +11,7 @@ use mail_parser::{MessageParser, MimeHeaders, PartType};
 
 mod hostile;
 mod others;
+mod shapes;
 
 const ACCEPTED: Timestamp = Timestamp::from_secs(1_795_489_500);
 
