@@ -19,6 +19,7 @@ fn plain<'a>(to: &'a [(&'a str, Notify)]) -> Mail<'a> {
         from: "crm@acme.test",
         to,
         headers: "",
+        subject: None,
         bulk: false,
     }
 }
@@ -198,6 +199,7 @@ async fn throttled_bulk_expires_on_time_and_no_plan_is_exceeded() {
         let to = [(address.as_str(), Notify::Absent)];
         let (_, reply) = scenario
             .submit(Mail {
+                subject: None,
                 bulk: true,
                 ..plain(&to)
             })

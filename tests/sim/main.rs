@@ -14,7 +14,8 @@ mod world;
 
 mod lifetimes;
 mod notices;
+mod parameters;
 mod routes;
 mod seeds;
-
 mod waits;
+mod wording;

@@ -12,7 +12,7 @@ use crate::steady::{HOUR, SENDER, Steady, events, mail, notices, on_time, times}
 use crate::world::{Manner, NEVER};
 
 const TO: &str = "someone@x.test";
-const NOTIFY: [Notify; 9] = [
+pub const NOTIFY: [Notify; 9] = [
     Notify::Absent,
     Notify::Never,
     on(true, false, false),

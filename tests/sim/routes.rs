@@ -97,6 +97,7 @@ async fn what_makes_a_message_bulk() {
         let scenario = Scenario::with(settings, Arc::new(policy)).await;
         let submitted = Mail {
             headers,
+            subject: None,
             bulk: credential,
             ..mail(to)
         };

@@ -37,6 +37,8 @@ pub struct Mail<'a> {
     pub from: &'a str,
     pub to: &'a [(&'a str, Notify)],
     pub headers: &'a str,
+    /// `None`: one with the queue id.
+    pub subject: Option<&'a str>,
     pub bulk: bool,
 }
 
@@ -91,18 +93,38 @@ impl Scenario {
         self.engine = Some(engine);
     }
 
+    /// Another directory, as after a change by an operator.
+    pub fn put_directory(&self, change: impl FnOnce(&mut Tenant, &mut Vec<Relay>)) {
+        self.directory
+            .store(Arc::new(directory_with(false, change)));
+        self.engine().directory_changed();
+    }
+
     /// Suspends the tenant's bulk mail.
     pub fn suspend_bulk(&self) {
         self.directory.store(Arc::new(directory(true)));
     }
 
     pub async fn submit(&self, mail: Mail<'_>) -> (tidegate_mail::MessageId, Reply) {
+        self.submit_with(mail, |_| {}).await
+    }
+
+    /// The envelope may be changed before it is submitted.
+    pub async fn submit_with(
+        &self,
+        mail: Mail<'_>,
+        change: impl FnOnce(&mut Envelope),
+    ) -> (tidegate_mail::MessageId, Reply) {
         let id = self.engine().new_id();
+        let subject = match mail.subject {
+            Some(subject) => subject.to_owned(),
+            None => format!("sim {id}"),
+        };
         let text = format!(
-            "From: <{}>\r\nSubject: sim {id}\r\nMessage-ID: <{id}@crm.test>\r\n{}\r\nhello {id}\r\n",
+            "From: <{}>\r\nSubject: {subject}\r\nMessage-ID: <{id}@crm.test>\r\n{}\r\nhello {id}\r\n",
             mail.from, mail.headers
         );
-        let submission = Submission {
+        let mut submission = Submission {
             id,
             tenant: "acme".into(),
             origin: Origin::default(),
@@ -128,6 +150,7 @@ impl Scenario {
             header: HeaderBlock::parse(text.as_bytes()),
             content: Content::Memory(Bytes::from(text)),
         };
+        change(&mut submission.envelope);
         (id, self.engine().submit(submission).await)
     }
 
@@ -153,12 +176,20 @@ impl Scenario {
 }
 
 fn directory(bulk_suspended: bool) -> Directory {
-    let tenant = Tenant {
+    directory_with(bulk_suspended, |_, _| {})
+}
+
+fn directory_with(
+    bulk_suspended: bool,
+    change: impl FnOnce(&mut Tenant, &mut Vec<Relay>),
+) -> Directory {
+    let mut tenant = Tenant {
         id: "acme".into(),
         domains: vec!["acme.test".into()],
         relays: vec![],
         suspended: false,
         bulk_suspended,
+        wording: None,
     };
     let server = Server {
         tenant: "acme".into(),
@@ -177,7 +208,9 @@ fn directory(bulk_suspended: bool) -> Directory {
                 .to_vec(),
         },
     };
-    Directory::new(vec![tenant], vec![], vec![server], vec![pool])
+    let mut relays = vec![pool];
+    change(&mut tenant, &mut relays);
+    Directory::new(vec![tenant], vec![], vec![server], relays)
 }
 
 async fn open_engine(

@@ -87,6 +87,7 @@ async fn story(seed: u64, tally: &mut Tally) {
                     } else {
                         ""
                     },
+                    subject: None,
                     bulk: random.chance(30),
                 })
                 .await;

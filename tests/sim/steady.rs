@@ -65,6 +65,7 @@ pub fn mail<'a>(to: &'a [(&'a str, Notify)]) -> Mail<'a> {
         from: SENDER,
         to,
         headers: "",
+        subject: None,
         bulk: false,
     }
 }

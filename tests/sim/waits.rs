@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_mail::{EventKind, Notify};
-use tidegate_queue::Settings;
 use tidegate_queue::control::QueueQuery;
+use tidegate_queue::directory::{Relay, Way};
 use tidegate_queue::route::Managed;
 use tidegate_queue::shape::{Effect, Limits, Measure, Rate, Scope, WaitReason};
+use tidegate_queue::{Settings, TlsMode};
 
 use crate::scenario::{POOL, START, Scenario};
 use crate::steady::{HOUR, Steady, events, mail, notices, on_time, times};
 use crate::world::{ByName, Manner, NEVER};
+use WaitReason::Suspended;
 
 const TO: &str = "someone@x.test";
 
@@ -68,7 +70,7 @@ fn shaped(limits: Limits) -> Steady {
 }
 
 fn waits() -> Vec<Wait> {
-    use WaitReason::{Concurrency, Held, RelayDown, RetrySchedule, Suspended};
+    use WaitReason::{Concurrency, Held, RelayDown, RetrySchedule};
     vec![
         Wait {
             manner: Manner::Greylist(NEVER),
@@ -83,7 +85,7 @@ fn waits() -> Vec<Wait> {
         Wait {
             manner: Manner::BrokenDns(NEVER),
             attempted: true,
-            ..Wait::new("no DNS", RetrySchedule)
+            ..Wait::new("no DNS", WaitReason::Dns)
         },
         Wait {
             policy: shaped(Limits {
@@ -156,6 +158,18 @@ async fn every_wait_ends_with_the_lifetime() {
         let waiting = waiting.expect("a listing");
         assert_eq!(waiting.len(), 1, "{name}");
         assert_eq!(waiting[0].reason, Some(wait.reason), "{name}");
+        // When it moves next is known where time decides.
+        let timed = !matches!(
+            wait.reason,
+            WaitReason::Held | WaitReason::Concurrency | WaitReason::Suspended
+        ) || (wait.reason == Suspended && wait.measure.is_none());
+        let next = waiting[0].next;
+        assert_eq!(next.is_some(), timed, "{name}: {next:?}");
+        let now = START.plus(HOUR);
+        assert!(
+            next.is_none_or(|at| at >= now && at <= START.plus(HOUR * 48)),
+            "{name}: {next:?}"
+        );
         assert_eq!(waiting[0].attempts > 0, wait.attempted, "{name}");
         scenario.pass(HOUR * 49).await;
 
@@ -384,4 +398,57 @@ async fn a_site_that_does_not_answer_is_not_asked_for_each_message() {
     assert_eq!(scenario.world.delivered().len(), 1);
     scenario.pass(HOUR * 50).await;
     assert_eq!(scenario.engine().stats().expired, 40);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_smarthost_that_is_down_says_so() {
+    let policy = Steady {
+        managed: Managed {
+            relay: Some("partner".into()),
+            ..Managed::default()
+        },
+        ..Steady::default()
+    };
+    let scenario = Scenario::with(Settings::default(), Arc::new(policy)).await;
+    scenario.put_directory(|tenant, relays| {
+        tenant.relays = vec!["partner".into()];
+        relays.push(Relay {
+            name: "partner".into(),
+            way: Way::Smarthost {
+                host: "smarthost.test".into(),
+                port: 25,
+                tls: TlsMode::None,
+                user: None,
+                sealed_password: None,
+            },
+        });
+    });
+    scenario
+        .world
+        .set("smarthost.test", Manner::Unreachable(NEVER));
+    for n in 0..5 {
+        let address = format!("r{n}@d{n}.test");
+        scenario.submit(mail(&[(&address, Notify::Never)])).await;
+    }
+    scenario.pass(Duration::from_secs(20)).await;
+    let waiting = scenario.engine().queue(QueueQuery::default()).await;
+    let waiting = waiting.expect("a listing");
+    assert_eq!(waiting.len(), 5);
+    let tried = waiting.iter().filter(|e| e.attempts > 0).count();
+    assert!(
+        (1..5).contains(&tried),
+        "{tried} were tried, the others wait for the relay"
+    );
+    for entry in &waiting {
+        assert_eq!(entry.reason, Some(WaitReason::RelayDown), "{entry:?}");
+    }
+    // The destination's refusal is none of the relay's doing.
+    scenario
+        .world
+        .set("smarthost.test", Manner::Greylist(NEVER));
+    scenario.pass(HOUR).await;
+    let waiting = scenario.engine().queue(QueueQuery::default()).await;
+    for entry in waiting.expect("a listing") {
+        assert_eq!(entry.reason, Some(WaitReason::RetrySchedule), "{entry:?}");
+    }
 }

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use tidegate_mail::{Enhanced, Fault, Hop, Outcome, Reply, Stage, Timestamp, Verdict};
+use tidegate_mail::{
+    Enhanced, Fault, Hop, Outcome, Recipient, Reply, Ret, Stage, Timestamp, Verdict,
+};
 use tidegate_queue::route::{Action, AfterFailure, Managed, Question, Routing};
 use tidegate_queue::shape::{LanePlan, LaneState, Limits, Plan, Rate};
 use tidegate_queue::*;
@@ -40,8 +42,17 @@ pub struct Delivery {
     pub content: Bytes,
 }
 
+/// The parameters of RFC 3461 as a next hop was given them.
+#[derive(Clone, Debug)]
+pub struct Passed {
+    pub envid: Option<String>,
+    pub ret: Option<Ret>,
+    pub recipient: Recipient,
+}
+
 #[derive(Default)]
 struct State {
+    passed: HashMap<String, Passed>,
     manners: HashMap<String, Manner>,
     /// Attempts seen, by recipient or domain.
     seen: HashMap<String, u32>,
@@ -80,6 +91,11 @@ impl World {
             .filter(|(_, r)| r == recipient)
             .map(|(at, _)| *at)
             .collect()
+    }
+
+    /// What the next hop was told with the last attempt for this recipient.
+    pub fn passed_for(&self, recipient: &str) -> Option<Passed> {
+        self.lock().passed.get(recipient).cloned()
     }
 
     /// The source address of each attempt for this recipient.
@@ -181,6 +197,12 @@ impl Transport for World {
                     let mut state = self.lock();
                     state.attempts.push((now, address.clone()));
                     state.sources.push((address.clone(), job.source));
+                    let passed = Passed {
+                        envid: job.envid.clone(),
+                        ret: job.ret,
+                        recipient: r.recipient.clone(),
+                    };
+                    state.passed.insert(address.clone(), passed);
                 }
                 let earlier = self.count(&format!("rcpt {address}"));
                 let outcome = match manner {

@@ -36,14 +36,21 @@ pub(crate) fn removed(what: &str, name: &str, was_there: bool) -> Answer<Removed
     }
 }
 
+/// A tenant without its wording, which has a route of its own.
+fn shown(mut tenant: Tenant) -> Tenant {
+    tenant.wording = None;
+    tenant
+}
+
 pub(crate) async fn list_tenants(State(context): Shared) -> Answer<Vec<Tenant>> {
-    let mut all = context.registry.tenants().await?;
+    let all = context.registry.tenants().await?;
+    let mut all: Vec<Tenant> = all.into_iter().map(shown).collect();
     all.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(axum::Json(all))
 }
 
 pub(crate) async fn show_tenant(State(context): Shared, Path(id): Path<String>) -> Answer<Tenant> {
-    Ok(axum::Json(tenant(&context, &id).await?))
+    Ok(axum::Json(shown(tenant(&context, &id).await?)))
 }
 
 /// Lower-cases the domains, and refuses relays that are not there.
@@ -79,6 +86,12 @@ pub(crate) async fn add_tenant(
     State(context): Shared,
     Json(tenant): Json<Tenant>,
 ) -> Created<Tenant> {
+    if tenant.wording.is_some() {
+        return Err(
+            ApiError::invalid("wording", "a wording is not set with the tenant")
+                .remedy("add the tenant first, then: tidegate tenant wording set"),
+        );
+    }
     let tenant = checked(&context, tenant).await?;
     let existing = context.registry.tenants().await?;
     if existing.iter().any(|t| t.id == tenant.id) {
@@ -129,7 +142,7 @@ pub(crate) async fn change_tenant(
         bulk_suspended = tenant.bulk_suspended,
         "tenant changed"
     );
-    Ok(axum::Json(tenant))
+    Ok(axum::Json(shown(tenant)))
 }
 
 pub(crate) async fn remove_tenant(

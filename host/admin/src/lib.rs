@@ -17,6 +17,7 @@ mod policies;
 mod queue;
 mod validate;
 mod ways;
+mod wording;
 
 use std::sync::Arc;
 
@@ -106,6 +107,11 @@ pub fn router(context: Context) -> Router {
                 .patch(directory::change_tenant)
                 .delete(directory::remove_tenant),
         )
+        .route(
+            "/tenants/{id}/wording",
+            get(wording::show).put(wording::set).delete(wording::reset),
+        )
+        .route("/tenants/{id}/wording/preview", post(wording::preview))
         .route(
             "/credentials",
             get(directory::list_credentials).post(directory::add_credential),

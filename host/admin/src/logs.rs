@@ -21,6 +21,14 @@ pub(crate) async fn search(
     if query.limit == 0 {
         query.limit = 50;
     }
+    if query
+        .subject
+        .as_deref()
+        .is_some_and(|s| !s.contains(char::is_alphanumeric))
+    {
+        return Err(ApiError::invalid("subject", "there is no word to look for")
+            .remedy("give one or more whole words of the subject"));
+    }
     // Stored without angle brackets, pasted with them as often as not.
     query.message_id = query.message_id.map(|id| {
         id.trim()

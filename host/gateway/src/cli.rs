@@ -11,6 +11,8 @@ mod policy;
 mod queue;
 mod stats;
 mod table;
+mod timeline;
+mod wording;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

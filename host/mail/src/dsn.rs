@@ -15,6 +15,7 @@ mod compose;
 mod fields;
 mod parse;
 mod returned;
+mod sample;
 mod status;
 mod wording;
 
@@ -23,7 +24,8 @@ mod tests;
 
 pub use compose::compose;
 pub use parse::{Action, Diagnostic, Form, Report, ReportRecipient, TypedAddress, parse};
-pub use wording::{KindText, Reasons, Texts, Wording};
+pub use sample::{Sample, sample};
+pub use wording::{BadWording, KindText, Reasons, Texts, Wording};
 
 use crate::{
     Address, BodyType, Envelope, MessageId, Notify, Owes, Recipient, RecipientState, Ret, Timestamp,

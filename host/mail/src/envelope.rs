@@ -42,6 +42,42 @@ pub struct OriginalRecipient {
     pub address: String,
 }
 
+/// What a client asked for with the parameters of RFC 3461, as the log keeps it: RET and ENVID of
+/// the message, NOTIFY and ORCPT of a recipient.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Asked {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ret: Option<Ret>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub envid: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub notify: Option<Notify>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub original: Option<OriginalRecipient>,
+}
+
+impl Asked {
+    /// `None`: nothing.
+    pub fn of_message(envelope: &Envelope) -> Option<Self> {
+        (envelope.ret.is_some() || envelope.envid.is_some()).then(|| Asked {
+            ret: envelope.ret,
+            envid: envelope.envid.clone(),
+            ..Asked::default()
+        })
+    }
+
+    /// `None`: nothing.
+    pub fn of_recipient(recipient: &Recipient) -> Option<Self> {
+        let notify = (recipient.notify != Notify::Absent).then_some(recipient.notify);
+        (notify.is_some() || recipient.original.is_some()).then(|| Asked {
+            notify,
+            original: recipient.original.clone(),
+            ..Asked::default()
+        })
+    }
+}
+
 /// RET, RFC 3461 s. 4.3: how much of the message a failure notice returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -105,6 +105,9 @@ pub struct Detail {
     pub policy: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub promise: Option<crate::Promise>,
+    /// For `accepted` what the message asked for, for `routed` the recipient.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<crate::Asked>,
     /// The queue id of the notice, for `delay-notified` and `dsn-sent`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub notice: Option<MessageId>,

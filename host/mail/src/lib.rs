@@ -18,7 +18,7 @@ pub mod time;
 pub mod xtext;
 
 pub use address::{Address, AddressError};
-pub use envelope::{BodyType, Envelope, Notify, OriginalRecipient, Recipient, Ret};
+pub use envelope::{Asked, BodyType, Envelope, Notify, OriginalRecipient, Recipient, Ret};
 pub use event::{Event, EventKind};
 pub use id::{IdSource, MessageId, RecipientId};
 pub use outcome::{Fault, Hop, Outcome, Stage, TlsInfo, Verdict};

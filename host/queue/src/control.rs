@@ -29,8 +29,12 @@ pub struct QueueEntry {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub site: Option<String>,
     pub attempts: u32,
+    /// When it was or will be ready for an attempt.
     pub due: Timestamp,
     pub expires_at: Timestamp,
+    /// When it moves next; `None`: when what it waits for ends, at the latest at its expiry.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Timestamp>,
     /// `None`: an attempt is under way.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<WaitReason>,

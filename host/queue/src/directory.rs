@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tidegate_mail::dsn::Wording;
 
 use crate::ports::TlsMode;
 
@@ -26,6 +27,10 @@ pub struct Tenant {
     /// Bulk mail only.
     #[serde(default)]
     pub bulk_suspended: bool,
+    /// How its notices read; `None`: as the gateway's own. Always one that passed
+    /// [`Wording::check`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wording: Option<Box<Wording>>,
 }
 
 /// An account for AUTH.

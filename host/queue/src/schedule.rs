@@ -33,6 +33,8 @@ use ring::Ring;
 
 /// Recipients of one message and domain that share a transaction.
 const MAX_BATCH: usize = 100;
+/// What the name of a site begins with whose only host is a smarthost.
+const SMARTHOST_SITE: &str = "relay:";
 /// Queues kept for reuse after they became empty.
 const IDLE_QUEUES: usize = 4096;
 /// Queues woken when a connection becomes free.
@@ -153,7 +155,12 @@ struct Entry {
 enum Status {
     Idle,
     InRing,
-    Parked { reason: WaitReason, ticket: u32 },
+    Parked {
+        reason: WaitReason,
+        ticket: u32,
+        /// `None`: until something else ends.
+        until: Option<Timestamp>,
+    },
 }
 
 #[derive(Debug)]
@@ -366,7 +373,11 @@ impl Scheduler {
 
     fn park(&mut self, queue: u32, reason: WaitReason, until: Option<Timestamp>, bench: Bench) {
         let ticket = self.next_stamp();
-        self.queues[queue as usize].status = Status::Parked { reason, ticket };
+        self.queues[queue as usize].status = Status::Parked {
+            reason,
+            ticket,
+            until,
+        };
         if let Some(until) = until {
             self.queue_timers.push(Reverse((until, queue, ticket)));
             self.ring_by(until);

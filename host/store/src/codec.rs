@@ -388,6 +388,10 @@ fn mail_row(
     if let Some(record) = &keys.record {
         found_by.push(find_key(Find::Record, record));
     }
+    if let Some(subject) = &keys.subject {
+        let words = subject_words(subject);
+        found_by.extend(words.iter().map(|word| find_key(Find::Subject, word)));
+    }
     found_by.extend(
         envelope
             .recipients
@@ -433,6 +437,26 @@ pub(crate) enum Find {
     Recipient = 3,
     MessageId = 4,
     Record = 5,
+    /// One word of it.
+    Subject = 6,
+}
+
+/// Words of a subject that it is found by.
+const MAX_SUBJECT_WORDS: usize = 12;
+
+/// The first words of a subject, in lower case, each once.
+pub(crate) fn subject_words(subject: &str) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    for word in subject.split(|c: char| !c.is_alphanumeric()) {
+        if words.len() == MAX_SUBJECT_WORDS {
+            break;
+        }
+        let word = word.to_lowercase();
+        if !word.is_empty() && !words.contains(&word) {
+            words.push(word);
+        }
+    }
+    words
 }
 
 /// Sixty-four bits over a search term, without case: FNV-1a with SplitMix64's
@@ -575,6 +599,26 @@ mod tests {
             find_key(Find::Sender, "j\u{f6}rg@X.de")
         );
         assert!(same_text("J\u{d6}RG@x.de", "j\u{f6}rg@X.de"));
+    }
+
+    #[test]
+    fn a_subject_is_found_by_its_words() {
+        let words = subject_words("Re: Ihre Rechnung Nr. 4711/B \u{2014} Gr\u{dc}\u{df}e, re");
+        assert_eq!(
+            words,
+            [
+                "re",
+                "ihre",
+                "rechnung",
+                "nr",
+                "4711",
+                "b",
+                "gr\u{fc}\u{df}e"
+            ]
+        );
+        let many: String = (0..50).map(|n| format!("w{n} ")).collect();
+        assert_eq!(subject_words(&many).len(), MAX_SUBJECT_WORDS);
+        assert!(subject_words(" -- ").is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::sync::RwLock;
 use tidegate_mail::{Event, MessageId, Timestamp};
 use tidegate_queue::{EventRecord, LogEntry, LogKeys, LogQuery, StoreResult};
 
-use crate::codec::{self, Find, find_key, same_text};
+use crate::codec::{self, Find, find_key, same_text, subject_words};
 use crate::rows::{Kind, Row, Rows, Value};
 
 /// What is known of a day's tables without reading them.
@@ -233,6 +233,10 @@ fn matches(query: &LogQuery, mail: &Mail) -> bool {
         && is(&query.sender, Some(&mail.sender))
         && is(&query.message_id, mail.keys.message_id.as_deref())
         && is(&query.record, mail.keys.record.as_deref())
+        && query.subject.as_ref().is_none_or(|wanted| {
+            let have = subject_words(mail.keys.subject.as_deref().unwrap_or(""));
+            subject_words(wanted).iter().all(|word| have.contains(word))
+        })
         && query
             .recipient
             .as_ref()
@@ -246,10 +250,17 @@ fn matches(query: &LogQuery, mail: &Mail) -> bool {
 
 /// The most selective term of a query.
 fn term(query: &LogQuery) -> Option<i64> {
+    // Of a subject's words a number tells most, then a long word.
+    let telling = |word: &String| (word.contains(char::is_numeric), word.chars().count());
+    let word = query
+        .subject
+        .as_deref()
+        .and_then(|subject| subject_words(subject).into_iter().max_by_key(telling));
     let terms = [
         (Find::MessageId, &query.message_id),
         (Find::Record, &query.record),
         (Find::Recipient, &query.recipient),
+        (Find::Subject, &word),
         (Find::Sender, &query.sender),
         (Find::Tenant, &query.tenant),
     ];

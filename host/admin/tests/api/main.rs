@@ -4,6 +4,7 @@
 //! network without any destination.
 
 mod rig;
+mod wording;
 
 use std::sync::atomic::Ordering;
 
@@ -22,6 +23,8 @@ fn every_route_asks_for_the_token() {
         ("GET", "/tenants"),
         ("POST", "/tenants"),
         ("DELETE", "/tenants/acme"),
+        ("PUT", "/tenants/acme/wording"),
+        ("POST", "/tenants/acme/wording/preview"),
         ("GET", "/queue"),
         ("POST", "/queue/cancel"),
         ("GET", "/log"),

@@ -75,6 +75,18 @@ impl Client {
         self.answer(request.send_json(body))
     }
 
+    pub fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Failure> {
+        let request = self
+            .agent
+            .put(self.url(path))
+            .header("authorization", self.bearer());
+        self.answer(request.send_json(body))
+    }
+
     pub fn patch<T: DeserializeOwned>(
         &self,
         path: &str,

@@ -67,6 +67,9 @@ pub enum TenantCommand {
         #[arg(long)]
         bulk: bool,
     },
+    /// How a tenant's notices read: in its language, with its contact.
+    #[command(subcommand)]
+    Wording(super::wording::WordingCommand),
 }
 
 fn show_tenant(tenant: &Value) {
@@ -138,6 +141,7 @@ impl TenantCommand {
                 client.show(&answer, |_| out(&format!("tenant {id} removed\n")));
                 return Ok(());
             }
+            TenantCommand::Wording(command) => return command.run(client),
             TenantCommand::Suspend { id, bulk } => return suspend(client, &id, bulk, true),
             TenantCommand::Resume { id, bulk } => return suspend(client, &id, bulk, false),
         };

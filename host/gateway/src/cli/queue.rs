@@ -166,12 +166,24 @@ fn entries(list: &Value) -> Table {
             cell(&e["class"]),
             cell(&e["attempts"]),
             reason,
-            time_of(&e["due"]),
+            moves(e),
             time_of(&e["expires_at"]),
             cell(&e["last"]),
         ]);
     }
     table
+}
+
+/// When a recipient moves next, or what has to happen first.
+fn moves(entry: &Value) -> String {
+    match (&entry["next"], entry["reason"].as_str()) {
+        (Value::Null, None) => String::new(),
+        (Value::Null, Some("held" | "suspended")) => "when released".to_owned(),
+        (Value::Null, Some("relay-down")) => "when it is back".to_owned(),
+        (Value::Null, Some("dns")) => "when answered".to_owned(),
+        (Value::Null, Some(_)) => "when there is room".to_owned(),
+        (next, _) => time_of(next),
+    }
 }
 
 fn lanes(list: &Value) -> Table {

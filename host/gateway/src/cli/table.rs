@@ -1,5 +1,7 @@
 //! Tables for people: columns as wide as their contents, control characters made visible.
 
+use std::io::IsTerminal;
+
 use serde_json::Value;
 
 pub struct Table {
@@ -50,8 +52,16 @@ impl Table {
         text
     }
 
+    /// To standard output; the head is bold where that is a terminal, unless NO_COLOR is set.
     pub fn print(&self, empty: &str) {
-        super::out(&self.render(empty));
+        let text = self.render(empty);
+        let colours = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        match text.split_once('\n') {
+            Some((head, rest)) if colours && !self.rows.is_empty() => {
+                super::out(&format!("\x1b[1m{head}\x1b[0m\n{rest}"));
+            }
+            _ => super::out(&text),
+        }
     }
 }
 

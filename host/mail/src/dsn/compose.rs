@@ -78,14 +78,10 @@ fn header(notice: &Notice<'_>, charset: Charset, boundary: &str) -> String {
         &format!("<{}>", original.reverse_path),
         Charset::Utf8,
     );
-    let subject = match original.subject {
-        Some(subject) => format!("{}: {}", kind_text(notice).subject, cut(subject, 200)),
-        None => kind_text(notice).subject.to_string(),
-    };
     field(
         &mut out,
         "Subject",
-        &encoded_words(&subject),
+        &encoded_words(&subject(notice)),
         Charset::Ascii,
     );
     exact(&mut out, "Date", &notice.at.rfc5322(), Charset::Ascii);
@@ -113,8 +109,38 @@ fn header(notice: &Notice<'_>, charset: Charset, boundary: &str) -> String {
     out
 }
 
-/// The first part: what people read.
+/// Subject of the notice, not encoded yet.
+pub(super) fn subject(notice: &Notice<'_>) -> String {
+    match notice.original.subject {
+        Some(subject) => format!("{}: {}", kind_text(notice).subject, cut(subject, 200)),
+        None => kind_text(notice).subject.to_string(),
+    }
+}
+
+/// The first part.
 fn text_part(notice: &Notice<'_>) -> String {
+    let text = text(notice);
+    let mut part = String::with_capacity(text.len() + 200);
+    part.push_str("Content-Description: Notification\r\n");
+    exact(
+        &mut part,
+        "Content-Language",
+        &notice.wording.language,
+        Charset::Ascii,
+    );
+    part.push_str("Content-Type: text/plain; charset=utf-8\r\n");
+    if text.is_ascii() {
+        part.push_str("Content-Transfer-Encoding: 7bit\r\n\r\n");
+        part.push_str(&text);
+    } else {
+        part.push_str("Content-Transfer-Encoding: quoted-printable\r\n\r\n");
+        part.push_str(&quoted_printable(&text));
+    }
+    part
+}
+
+/// What people read, with CRLF line ends.
+pub(super) fn text(notice: &Notice<'_>) -> String {
     let Notice {
         original, wording, ..
     } = notice;
@@ -164,23 +190,7 @@ fn text_part(notice: &Notice<'_>) -> String {
         text.push_str("\r\n");
         paragraph(&mut text, &fill(&texts.contact, &values), 0);
     }
-    let mut part = String::with_capacity(text.len() + 200);
-    part.push_str("Content-Description: Notification\r\n");
-    exact(
-        &mut part,
-        "Content-Language",
-        &wording.language,
-        Charset::Ascii,
-    );
-    part.push_str("Content-Type: text/plain; charset=utf-8\r\n");
-    if text.is_ascii() {
-        part.push_str("Content-Transfer-Encoding: 7bit\r\n\r\n");
-        part.push_str(&text);
-    } else {
-        part.push_str("Content-Transfer-Encoding: quoted-printable\r\n\r\n");
-        part.push_str(&quoted_printable(&text));
-    }
-    part
+    text
 }
 
 fn recipient_text(text: &mut String, notice: &Notice<'_>, recipient: &NoticeRecipient<'_>) {

@@ -1,12 +1,16 @@
 //! The words of a notice: the text part that people read, in a tenant's language.
 //!
-//! Texts have placeholders: `{subject}`, `{arrived}`, `{until}`, `{id}`, `{host}`, `{contact}`.
-//! One that a text does not know stays as it is. What is filled in is never searched for
-//! placeholders again.
+//! Texts have placeholders: `{subject}`, `{arrived}`, `{until}`, `{id}`, `{host}`, `{contact}`;
+//! [`Wording::check`] says which text knows which. One that a text does not know stays as it is.
+//! What is filled in is never searched for placeholders again.
+
+mod check;
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
+
+pub use check::BadWording;
 
 use crate::{Enhanced, Fault, Outcome};
 
@@ -48,8 +52,11 @@ pub struct KindText {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Texts {
+    #[serde(deserialize_with = "failure")]
     pub failure: KindText,
+    #[serde(deserialize_with = "delay")]
     pub delay: KindText,
+    #[serde(deserialize_with = "success")]
     pub success: KindText,
     pub subject_label: Text,
     pub arrived_label: Text,
@@ -98,6 +105,37 @@ impl Default for Texts {
             reasons: Reasons::default(),
         }
     }
+}
+
+/// Some of the texts of one kind; the others are the default's.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct KindPatch {
+    subject: Option<Text>,
+    opening: Option<Text>,
+    closing: Option<Text>,
+}
+
+impl KindPatch {
+    fn over(self, default: KindText) -> KindText {
+        KindText {
+            subject: self.subject.unwrap_or(default.subject),
+            opening: self.opening.unwrap_or(default.opening),
+            closing: self.closing.unwrap_or(default.closing),
+        }
+    }
+}
+
+fn failure<'de, D: Deserializer<'de>>(from: D) -> Result<KindText, D::Error> {
+    Ok(KindPatch::deserialize(from)?.over(Texts::default().failure))
+}
+
+fn delay<'de, D: Deserializer<'de>>(from: D) -> Result<KindText, D::Error> {
+    Ok(KindPatch::deserialize(from)?.over(Texts::default().delay))
+}
+
+fn success<'de, D: Deserializer<'de>>(from: D) -> Result<KindText, D::Error> {
+    Ok(KindPatch::deserialize(from)?.over(Texts::default().success))
 }
 
 /// One sentence for each group of causes (RFC 3463), for someone who does not know SMTP.
@@ -225,6 +263,13 @@ mod tests {
         assert_eq!(wording.texts.reasons.mailbox_full, "Das Postfach ist voll.");
         assert_eq!(wording.texts.failure, Texts::default().failure);
         assert!(serde_json::from_str::<Wording>(r#"{"langauge":"de"}"#).is_err());
+        let wording: Wording =
+            serde_json::from_str(r#"{"texts":{"delay":{"opening":"Noch nicht."}}}"#).unwrap();
+        assert_eq!(wording.texts.delay.opening, "Noch nicht.");
+        assert_eq!(wording.texts.delay.subject, Texts::default().delay.subject);
+        let wrong = r#"{"texts":{"delay":{"opning":"x"}}}"#;
+        let error = serde_json::from_str::<Wording>(wrong).unwrap_err();
+        assert!(error.to_string().contains("opning"), "{error}");
     }
 
     #[test]

@@ -252,6 +252,7 @@ mod tests {
                 relays: vec![],
                 suspended: false,
                 bulk_suspended: false,
+                wording: None,
             }],
             vec![Credential {
                 user: "crm".into(),

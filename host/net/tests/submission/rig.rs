@@ -113,6 +113,7 @@ pub fn tenant(id: &str, domain: &str, suspended: bool) -> Tenant {
         relays: vec![],
         suspended,
         bulk_suspended: false,
+        wording: None,
     }
 }
 

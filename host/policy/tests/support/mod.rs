@@ -38,6 +38,7 @@ pub fn directory() -> Directory {
         relays: relays.iter().map(|r| (*r).to_owned()).collect(),
         suspended: false,
         bulk_suspended: false,
+        wording: None,
     };
     let server = |tenant: &str, name: &str| Server {
         tenant: tenant.to_owned(),

@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 use tidegate_mail::event::Detail;
 use tidegate_mail::recipient::Rights;
 use tidegate_mail::{
-    Enhanced, Event, EventKind, MessageId, Outcome, Promise, RecipientId, RecipientState, Reply,
-    Stage, State, Timestamp, TrafficClass,
+    Asked, Enhanced, Event, EventKind, MessageId, Outcome, Promise, RecipientId, RecipientState,
+    Reply, Stage, State, Timestamp, TrafficClass,
 };
 
 use super::flight::{Carried, Loaded};
@@ -222,7 +222,10 @@ impl Engine {
                 kind: EventKind::Accepted,
                 message: id,
                 recipient: None,
-                detail: Detail::default(),
+                detail: Detail {
+                    asked: Asked::of_message(&draft.envelope),
+                    ..Detail::default()
+                },
             },
         );
         let mut promises: Vec<(&Managed, Arc<Promise>)> = Vec::new();
@@ -458,7 +461,11 @@ impl Draft {
     }
 
     fn routed(&mut self, id: MessageId, index: u32, promise: Option<&Promise>) {
-        let detail = self.detail(promise);
+        let recipient = self.envelope.recipients.get(index as usize);
+        let detail = Detail {
+            asked: recipient.and_then(Asked::of_recipient),
+            ..self.detail(promise)
+        };
         self.events.push(Event {
             at: self.now,
             kind: EventKind::Routed,

@@ -1,7 +1,7 @@
 //! Gathering what a notice tells, and having it written.
 
 use bytes::Bytes;
-use tidegate_mail::dsn::{self, Content, Kind, Notice, NoticeRecipient, Original};
+use tidegate_mail::dsn::{self, Content, Kind, Notice, NoticeRecipient, Original, Wording};
 use tidegate_mail::{Address, Envelope, MessageId};
 
 use super::Engine;
@@ -10,6 +10,16 @@ use crate::intake::MAX_HEADER;
 use crate::ports::{ContentReader, QueuedRecipient};
 
 impl Engine {
+    /// How a tenant's notices read at this moment: in its own words, or the gateway's where it has
+    /// none or is gone.
+    pub fn wording(&self, tenant: &str) -> Wording {
+        let directory = self.parts.directory.load();
+        match directory.tenant(tenant).and_then(|t| t.wording.as_deref()) {
+            Some(own) => own.clone(),
+            None => self.parts.settings.wording.clone(),
+        }
+    }
+
     /// The notice's envelope and content. What can't be read of the original is left out: a
     /// notice without it is better than none.
     pub(super) async fn compose(
@@ -21,6 +31,7 @@ impl Engine {
         id: MessageId,
     ) -> (Envelope, Bytes) {
         let settings = &self.parts.settings;
+        let wording = self.wording(&about.tenant);
         let envelope = &about.envelope;
         let limit = settings.dsn_return_limit;
         let size = about.content.size();
@@ -62,7 +73,7 @@ impl Engine {
                 })
                 .collect(),
             return_limit: limit,
-            wording: &settings.wording,
+            wording: &wording,
         };
         let content = dsn::compose(&notice);
         let envelope = notice.envelope(&content);

@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 
 use tidegate_mail::event::Detail;
-use tidegate_mail::recipient::{Input, step};
-use tidegate_mail::{Event, EventKind, MessageId, RecipientId};
+use tidegate_mail::recipient::{Input, LastAttempt, step};
+use tidegate_mail::{Event, EventKind, MessageId, RecipientId, Stage};
 
 use super::{Engine, add};
 use crate::control::{LaneEntry, QueueEntry, QueueQuery};
+use crate::directory::Way;
 use crate::ports::StoreResult;
 use crate::schedule::{Next, Ticket};
-use crate::shape::Measure;
+use crate::shape::{Measure, WaitReason};
 
 impl Engine {
     /// Waiting recipients, those that move next first, with address, sender and last reply.
@@ -20,7 +21,7 @@ impl Engine {
         ids.sort_unstable();
         ids.dedup();
         let mut senders = HashMap::new();
-        let mut last: HashMap<RecipientId, Option<String>> = HashMap::new();
+        let mut last: HashMap<RecipientId, LastAttempt> = HashMap::new();
         let mut envelopes = HashMap::new();
         for message in self.parts.store.messages(ids.clone()).await? {
             let sender = message
@@ -34,8 +35,9 @@ impl Engine {
         }
         for id in ids {
             for recipient in self.parts.store.recipients(id).await? {
-                let text = recipient.state.last.map(|l| l.outcome.text());
-                last.insert(recipient.id, text);
+                if let Some(attempt) = recipient.state.last {
+                    last.insert(recipient.id, attempt);
+                }
             }
         }
         for entry in &mut entries {
@@ -44,9 +46,31 @@ impl Engine {
                 .get(&entry.id.message)
                 .and_then(|e| e.recipients.get(entry.id.index as usize))
                 .map(|r| r.address.to_string());
-            entry.last = last.get(&entry.id).cloned().flatten();
+            let last = last.get(&entry.id);
+            entry.last = last.map(|l| l.outcome.text());
+            if entry.reason == Some(WaitReason::RetrySchedule) {
+                entry.reason = last
+                    .and_then(|l| self.cause(&entry.relay, l))
+                    .or(entry.reason);
+            }
         }
         Ok(entries)
+    }
+
+    /// What is behind a wait for the next attempt, where it is not the recipient's own server.
+    fn cause(&self, relay: &str, last: &LastAttempt) -> Option<WaitReason> {
+        let directory = self.parts.directory.load();
+        let smarthost = || {
+            let relay = directory.relay(relay);
+            relay.is_some_and(|r| matches!(r.way, Way::Smarthost { .. }))
+        };
+        match last.outcome.stage {
+            Stage::Dns => Some(WaitReason::Dns),
+            Stage::Connect | Stage::Banner | Stage::Ehlo if smarthost() => {
+                Some(WaitReason::RelayDown)
+            }
+            _ => None,
+        }
     }
 
     pub fn lanes(&self) -> Vec<LaneEntry> {

@@ -187,6 +187,8 @@ pub struct LogQuery {
     pub sender: Option<String>,
     pub message_id: Option<String>,
     pub record: Option<String>,
+    /// Words of the subject, in any order; each as a whole.
+    pub subject: Option<String>,
     /// Not before, not after: time of acceptance.
     pub since: Option<Timestamp>,
     pub until: Option<Timestamp>,

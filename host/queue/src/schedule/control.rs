@@ -19,6 +19,7 @@ impl Scheduler {
                 Status::Parked {
                     reason: WaitReason::Held | WaitReason::Suspended,
                     ticket,
+                    ..
                 } => Some((at as u32, ticket)),
                 _ => None,
             })
@@ -37,6 +38,7 @@ impl Scheduler {
                 Status::Parked {
                     reason: WaitReason::RelayDown,
                     ticket,
+                    ..
                 } => Some((at as u32, ticket)),
                 _ => None,
             })
@@ -122,6 +124,7 @@ impl Scheduler {
             if let Status::Parked {
                 reason: WaitReason::Rate | WaitReason::Concurrency | WaitReason::Suspended,
                 ticket,
+                ..
             } = q.status
             {
                 parked.push((at as u32, ticket));

@@ -4,7 +4,7 @@ use std::collections::BinaryHeap;
 
 use tidegate_mail::Timestamp;
 
-use super::{Entry, Phase, Queue, Scheduler, Status, Ticket};
+use super::{Entry, Phase, Queue, SMARTHOST_SITE, Scheduler, Status, Ticket};
 use crate::control::{LaneEntry, QueueEntry, QueueQuery};
 use crate::shape::WaitReason;
 
@@ -93,19 +93,20 @@ impl Scheduler {
 
     fn describe(&self, entry: &Entry) -> QueueEntry {
         let queue = &self.queues[entry.queue as usize];
+        let site = queue.site.map(|at| &*self.sites[at as usize].name);
+        let (reason, next) = why(entry, queue, site);
         QueueEntry {
             id: entry.id,
             tenant: queue.key.tenant.to_string(),
             domain: queue.key.domain.to_string(),
             class: queue.key.class,
             relay: queue.key.relay.to_string(),
-            site: queue
-                .site
-                .map(|at| self.sites[at as usize].name.to_string()),
+            site: site.map(str::to_owned),
             attempts: entry.attempts,
             due: entry.due,
             expires_at: entry.expires_at,
-            reason: reason(entry, queue),
+            reason,
+            next: next.map(|at| at.min(entry.expires_at)),
             address: None,
             sender: None,
             last: None,
@@ -113,12 +114,25 @@ impl Scheduler {
     }
 }
 
-fn reason(entry: &Entry, queue: &Queue) -> Option<WaitReason> {
+/// Why an entry waits, and until when where that is known.
+fn why(
+    entry: &Entry,
+    queue: &Queue,
+    site: Option<&str>,
+) -> (Option<WaitReason>, Option<Timestamp>) {
     match (entry.phase, queue.status) {
-        (Phase::Taken, _) => None,
-        (Phase::Waiting, _) => Some(WaitReason::RetrySchedule),
-        (Phase::Ready, Status::Parked { reason, .. }) => Some(reason),
+        (Phase::Taken, _) => (None, None),
+        (Phase::Waiting, _) => (Some(WaitReason::RetrySchedule), Some(entry.due)),
+        (Phase::Ready, Status::Parked { reason, until, .. }) => {
+            let relay = site.is_some_and(|s| s.starts_with(SMARTHOST_SITE));
+            let reason = match reason {
+                // The one host of that site is the relay.
+                WaitReason::SiteBackoff if relay => WaitReason::RelayDown,
+                reason => reason,
+            };
+            (Some(reason), until)
+        }
         // Its turn comes when a delivery of another queue ends.
-        (Phase::Ready, Status::Idle | Status::InRing) => Some(WaitReason::Concurrency),
+        (Phase::Ready, Status::Idle | Status::InRing) => (Some(WaitReason::Concurrency), None),
     }
 }

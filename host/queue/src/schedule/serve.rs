@@ -7,7 +7,9 @@ use std::time::Duration;
 use tidegate_mail::{Outcome, Timestamp, TrafficClass};
 
 use super::lane::Lane;
-use super::{Bench, Exit, MAX_BATCH, Phase, Scheduler, Site, Status, Task, Ticket, Work};
+use super::{
+    Bench, Exit, MAX_BATCH, Phase, SMARTHOST_SITE, Scheduler, Site, Status, Task, Ticket, Work,
+};
 use crate::directory::{Directory, Way};
 use crate::ports::Destination;
 use crate::shape::{Effect, LaneKey, WaitReason};
@@ -44,7 +46,7 @@ impl Scheduler {
             }
             Some(Way::Smarthost { .. }) => {
                 if q.site.is_none() {
-                    let site: Arc<str> = format!("relay:{}", q.key.relay).into();
+                    let site: Arc<str> = format!("{SMARTHOST_SITE}{}", q.key.relay).into();
                     self.assign(queue, site, now);
                 }
                 Exit::Smarthost

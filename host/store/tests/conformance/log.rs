@@ -18,6 +18,9 @@ pub async fn finds_messages_by_every_key(place: &Place) {
         new.tenant = format!("tenant-{}", n % 2).into();
         new.keys.message_id = Some(format!("Mid-{n}@crm.example"));
         new.keys.record = Some(format!("Case-{n}"));
+        if n >= 3 {
+            new.keys.subject = Some(format!("Ihre Rechnung Nr. {n}4711: Gr\u{fc}\u{df}e"));
+        }
         opened.store.accept(new).await.unwrap();
         ids.push(id);
     }
@@ -73,6 +76,25 @@ pub async fn finds_messages_by_every_key(place: &Place) {
         ..none()
     };
     assert!(find(query).await.is_empty(), "another tenant's message");
+    for (subject, found) in [
+        ("rechnung", &[ids[4], ids[3]][..]),
+        ("34711 RECHNUNG", &[ids[3]]),
+        ("gr\u{dc}\u{df}e rechnung", &[ids[4], ids[3]]),
+        ("Rechnung 99", &[]),
+        ("rech", &[]),
+    ] {
+        let query = LogQuery {
+            subject: some(subject),
+            ..none()
+        };
+        assert_eq!(find(query.clone()).await, found, "{subject}");
+        let query = LogQuery {
+            recipient: some("person3@dest.example"),
+            ..query
+        };
+        let both: Vec<_> = found.iter().copied().filter(|id| *id == ids[3]).collect();
+        assert_eq!(find(query).await, both, "{subject} and a recipient");
+    }
     let query = LogQuery {
         recipient: some("person3@dest"),
         ..none()

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use tidegate_mail::Timestamp;
+use tidegate_mail::dsn::Wording;
 use tidegate_queue::directory::{Credential, Relay, Server, Tenant, Way};
 use tidegate_queue::shape::{Effect, Measure, Scope};
 use tidegate_queue::*;
@@ -59,6 +60,12 @@ pub async fn keeps_tenants_with_what_is_theirs(place: &Place) {
         relays: vec!["mx".into()],
         suspended,
         bulk_suspended: false,
+        wording: suspended.then(|| {
+            Box::new(Wording {
+                contact: Some("help@b.example".into()),
+                ..Wording::default()
+            })
+        }),
     };
     let credential = |user: &str, tenant: &str| Credential {
         user: user.into(),
