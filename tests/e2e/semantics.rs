@@ -7,7 +7,7 @@ fn named_tests(text: &str) -> Vec<(&str, &str)> {
     text.split('`')
         .skip(1)
         .step_by(2)
-        .filter_map(|code| code.split_once(".rs::").map(|(path, name)| (path, name)))
+        .filter_map(|code| code.split_once(".rs::"))
         .collect()
 }
 

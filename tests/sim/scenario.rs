@@ -137,6 +137,7 @@ impl Scenario {
                 body: BodyType::SevenBit,
                 smtputf8: false,
                 requiretls: false,
+                tls_optional: false,
                 recipients: mail
                     .to
                     .iter()

@@ -156,11 +156,11 @@ impl Resolver for World {
             Ok(Arc::new(Destination {
                 domain: domain.to_owned(),
                 site: domain.into(),
-                hosts: vec![MxHost {
-                    name: format!("mx.{domain}"),
-                    preference: 10,
-                    addresses: vec!["192.0.2.1".parse().expect("an address")],
-                }],
+                hosts: vec![MxHost::new(
+                    format!("mx.{domain}"),
+                    10,
+                    vec!["192.0.2.1".parse().expect("an address")],
+                )],
                 valid_until: self.clock.now().plus(std::time::Duration::from_secs(300)),
             }))
         })

@@ -1,7 +1,7 @@
 //! An authoritative name server over UDP and TCP, with zones that a test changes as it runs.
 //!
 //! Answers carry a TTL of one second. A name that is not in the zone does not exist. It knows no
-//! delegation and no DNSSEC.
+//! delegation; of DNSSEC it knows what a validating server says of its answers, the AD bit.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, CNAME, MX, SOA, TXT};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, MX, SOA, TLSA, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 const TTL: u32 = 1;
@@ -30,6 +30,8 @@ struct Zone {
     names: HashMap<String, Entry>,
     /// For every name not listed: a lean stand-in for a whole world of domains.
     otherwise: Option<Vec<RData>>,
+    /// Answers about these domains and all below them are secure.
+    secure: Vec<String>,
     asked: u64,
 }
 
@@ -84,6 +86,20 @@ impl Dns {
 
     pub fn txt(&self, host: &str, text: &str) -> &Self {
         self.add(host, RData::TXT(TXT::new(vec![text.to_owned()])))
+    }
+
+    /// From here on answers about the domain and all below it are secure, for those who ask.
+    pub fn secure(&self, domain: &str) -> &Self {
+        self.zone().secure.push(key(domain));
+        self
+    }
+
+    /// A TLSA record for a port of a host: usage, selector, matching type and data.
+    pub fn tlsa(&self, host: &str, port: u16, numbers: [u8; 3], data: &[u8]) -> &Self {
+        let [usage, selector, matching] = numbers;
+        let data = data.to_vec();
+        let tlsa = TLSA::new(usage.into(), selector.into(), matching.into(), data);
+        self.add(&format!("_{port}._tcp.{host}"), RData::TLSA(tlsa))
     }
 
     pub fn cname(&self, alias: &str, target: &str) -> &Self {
@@ -236,6 +252,14 @@ fn answer(packet: &[u8], zone: &Mutex<Zone>) -> Option<Vec<u8>> {
 
     let mut zone = zone.lock().expect("no holder panics");
     zone.asked += 1;
+    let asked = key(&query.name().to_ascii());
+    // RFC 6840 s. 5.7: only who asks is told.
+    reply.metadata.authentic_data = request.metadata.authentic_data
+        && zone.secure.iter().any(|domain| {
+            asked
+                .strip_suffix(domain.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+        });
     let mut owner = query.name().clone();
     // Follows aliases, but not in circles.
     for _ in 0..8 {

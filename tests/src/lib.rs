@@ -10,6 +10,7 @@ pub mod client;
 pub mod counting;
 pub mod dns;
 pub mod gateway;
+pub mod https;
 pub mod internet;
 pub mod load;
 pub mod mail;

@@ -11,6 +11,8 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 #[derive(Clone)]
 pub struct Identity {
     pub certificate_pem: String,
+    /// Its public key, as a TLSA record may name it.
+    pub key: Vec<u8>,
     pub server: Arc<ServerConfig>,
 }
 
@@ -30,6 +32,7 @@ impl Identity {
             .with_single_cert(vec![made.cert.der().clone()], key)?;
         Ok(Identity {
             certificate_pem: made.cert.pem(),
+            key: rcgen::PublicKeyData::subject_public_key_info(&made.signing_key),
             server: Arc::new(server),
         })
     }

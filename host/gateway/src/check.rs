@@ -252,6 +252,17 @@ async fn dns(config: &Config, findings: &mut Findings) {
         ),
         Ok(_) => findings.ok("dns", format!("{servers} answered for {name}")),
     }
+    if config.delivery.dane {
+        findings.ok(
+            "dane",
+            if resolver.is_dnssec_aware() {
+                "TLSA records of destinations are honoured"
+            } else {
+                "TLSA records are not looked for: no answer of these DNS servers is secure \
+                 (delivery.dnssec)"
+            },
+        );
+    }
 }
 
 async fn database(config: &Config, findings: &mut Findings) {

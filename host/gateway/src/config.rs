@@ -183,6 +183,17 @@ table! {
     }
 }
 
+/// What makes an answer of the DNS a secure one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DnssecMode {
+    #[default]
+    Auto,
+    TrustAd,
+    Validate,
+    Off,
+}
+
 table! {
     /// Delivery, retries and notices. The times are the terms of the managed relay.
     Delivery "[delivery]" {
@@ -216,8 +227,29 @@ table! {
         /// DNS servers to ask, as `address` or `address:port`. None: those of
         /// `/etc/resolv.conf`. They should be near and trusted.
         resolvers: Vec<String> = Vec::new(),
-        /// Roots that certificates of smarthosts and tenants' servers are checked against,
-        /// PEM. None: Mozilla's list as built in.
+        /// What makes an answer of the DNS a secure one, without which there is no DANE. `auto`: the
+        /// AD bit of the DNS servers if all of them have loopback addresses, where nobody can
+        /// forge it on the way; otherwise no answer is. `trust-ad`: the AD bit, wherever the
+        /// servers are; only over a network that nobody else can write to. `validate`: the
+        /// gateway checks signatures itself, which costs further queries for each domain.
+        /// `off`: no answer is. A validating resolver on the same machine is the best choice.
+        dnssec: DnssecMode = DnssecMode::Auto,
+        /// Keys that `validate` starts from, as DNSKEY records in a file. None: the root's keys as
+        /// built in.
+        dnssec_anchors: Option<PathBuf> = None,
+        /// Whether TLSA records of destinations are honoured (DANE, RFC 7672): TLS with a certificate
+        /// that they vouch for, or no delivery to that host. Nothing where no answer of the
+        /// DNS is secure; see `dnssec`.
+        dane: bool = true,
+        /// Whether MTA-STS policies of recipients' domains are honoured (RFC 8461): delivery only to
+        /// the hosts they name, over TLS with a certificate that `trust_anchors` vouch for. A
+        /// policy is fetched by HTTPS before the first mail to its domain, and kept in memory
+        /// for as long as it says. DANE goes first where a host has both.
+        mta_sts: bool = true,
+        /// The HTTPS port of the hosts that publish MTA-STS policies. Other than 443 for tests only.
+        mta_sts_port: u16 = 443,
+        /// Roots that certificates of smarthosts, tenants' servers, hosts under MTA-STS or REQUIRETLS
+        /// and MTA-STS policy hosts are checked against, PEM. None: Mozilla's list as built in.
         trust_anchors: Option<PathBuf> = None,
         /// Whether mail may go to loopback and private addresses. Otherwise a tenant could make the
         /// gateway talk to the network it stands in. Only for tests and closed networks.

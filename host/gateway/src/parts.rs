@@ -4,15 +4,16 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tidegate_net::resolver::{DnsConfig, DnsResolver};
+use tidegate_net::resolver::{DnsConfig, DnsResolver, Dnssec};
 use tidegate_net::sink::{FileSink, FileSinkConfig};
 use tidegate_net::smtp::{Smtp, SmtpConfig, Timeouts, TrustAnchors};
+use tidegate_net::sts::StsConfig;
 use tidegate_queue::route::Ceilings;
 use tidegate_queue::shape::Limits;
 use tidegate_queue::{Clock, Registry, Settings, Sink, Store, StoreError};
 
 use crate::cli::Failure;
-use crate::config::{Config, ExportKind};
+use crate::config::{Config, DnssecMode, ExportKind};
 
 /// The store with the words for a person where it does not open.
 pub async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Arc<dyn Registry>), Failure> {
@@ -52,11 +53,34 @@ pub fn resolver(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<DnsResolve
         servers: config.resolvers(),
         own_names: vec![config.hostname()],
         allow_private: config.delivery.allow_private_destinations,
+        dnssec: match (config.delivery.dnssec, &config.delivery.dnssec_anchors) {
+            (DnssecMode::Auto, _) => Dnssec::Auto,
+            (DnssecMode::TrustAd, _) => Dnssec::TrustAd,
+            (DnssecMode::Validate, None) => Dnssec::Validate,
+            (DnssecMode::Validate, Some(file)) => Dnssec::ValidateFrom(file.clone()),
+            (DnssecMode::Off, _) => Dnssec::Off,
+        },
+        dane: config.delivery.dane.then_some(config.delivery.mx_port),
+        sts: config.delivery.mta_sts.then(|| StsConfig {
+            port: config.delivery.mta_sts_port,
+            trust_anchors: trust_anchors(config),
+            ..StsConfig::default()
+        }),
         ..DnsConfig::default()
     };
-    DnsResolver::new(dns, clock)
-        .map(Arc::new)
-        .map_err(|e| Failure::failed(format!("DNS: {e}"), "set delivery.resolvers"))
+    DnsResolver::new(dns, clock).map(Arc::new).map_err(|e| {
+        Failure::failed(
+            format!("DNS: {e}"),
+            "see delivery.resolvers, delivery.dnssec_anchors and delivery.trust_anchors",
+        )
+    })
+}
+
+fn trust_anchors(config: &Config) -> TrustAnchors {
+    match &config.delivery.trust_anchors {
+        Some(path) => TrustAnchors::File(path.clone()),
+        None => TrustAnchors::WebPki,
+    }
 }
 
 pub fn transport(
@@ -81,10 +105,7 @@ pub fn transport(
     let smtp = SmtpConfig {
         mx_port: config.delivery.mx_port,
         timeouts,
-        trust_anchors: match &config.delivery.trust_anchors {
-            Some(path) => TrustAnchors::File(path.clone()),
-            None => TrustAnchors::WebPki,
-        },
+        trust_anchors: trust_anchors(config),
         allow_private: config.delivery.allow_private_destinations,
         ..SmtpConfig::new(config.hostname())
     };

@@ -78,6 +78,8 @@ pub fn bind(
         hostname: config.hostname().into(),
         max_size: submission.max_message_size.get(),
         max_recipients: submission.max_recipients as usize,
+        // Honoured in full on the way out, or the mail is not sent; offered under TLS only.
+        requiretls: true,
         max_connections: submission.max_connections as usize,
         max_connections_per_address: submission.max_connections_per_address as usize,
         timeouts: Timeouts {

@@ -155,6 +155,7 @@ impl Notice<'_> {
             },
             smtputf8: to.is_international(),
             requiretls: false,
+            tls_optional: false,
             recipients: vec![Recipient {
                 address: to.clone(),
                 notify: Notify::Never,

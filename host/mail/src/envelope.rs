@@ -20,8 +20,24 @@ pub struct Envelope {
     pub smtputf8: bool,
     #[serde(default)]
     pub requiretls: bool,
+    /// The message says `TLS-Required: No`: the protection that recipients' domains ask for
+    /// is not insisted on (RFC 8689 s. 5). Nothing beside `requiretls`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub tls_optional: bool,
     /// In the order of the RCPT commands; never empty once accepted.
     pub recipients: Vec<Recipient>,
+}
+
+impl Envelope {
+    /// RET as it is honoured and passed on: a message with REQUIRETLS is never returned whole
+    /// (RFC 8689 s. 5).
+    pub fn effective_ret(&self) -> Option<Ret> {
+        if self.requiretls {
+            Some(Ret::Hdrs)
+        } else {
+            self.ret
+        }
+    }
 }
 
 /// One RCPT command.

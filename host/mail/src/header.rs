@@ -119,6 +119,13 @@ impl HeaderBlock {
         self.all("received").count()
     }
 
+    /// `TLS-Required: No` (RFC 8689 s. 5): a single such field and no other value.
+    pub fn tls_optional(&self) -> bool {
+        let mut values = self.all("tls-required");
+        let first = values.next().map(str::trim);
+        first.is_some_and(|v| v.eq_ignore_ascii_case("no")) && values.next().is_none()
+    }
+
     /// Mail of a list, bulk or automatic mail: List-*, Precedence bulk/list/junk,
     /// Auto-Submitted other than `no`.
     pub fn is_automatic(&self) -> bool {

@@ -14,6 +14,7 @@ pub mod promise;
 pub mod recipient;
 pub mod reply;
 pub mod schedule;
+pub mod sts;
 pub mod time;
 pub mod xtext;
 

@@ -84,11 +84,20 @@ pub enum Fault {
     TlsUntrusted,
     /// Bytes followed the STARTTLS reply in the clear.
     TlsInjection,
+    /// The certificate matches none of the domain's TLSA records (RFC 7672).
+    DaneMismatch,
+    /// Whether there are TLSA records could not be learnt, so no connection is safe
+    /// (RFC 7672 s. 2.1.2).
+    DaneUnavailable,
+    /// The host is not one of those that the domain's MTA-STS policy names (RFC 8461 s. 4.1).
+    StsMismatch,
     AuthFailed,
     TooLarge,
     EightBitUnsupported,
     SmtpUtf8Unsupported,
     RequireTlsUnsupported,
+    /// REQUIRETLS was asked for, and no authenticated TLS connection could be had.
+    RequireTlsUnprotected,
     /// The best MX is this gateway.
     LoopsToSelf,
     /// A loopback or private address where that is not allowed.
@@ -114,6 +123,9 @@ impl Fault {
                 | Fault::TlsRequired
                 | Fault::TlsUntrusted
                 | Fault::TlsInjection
+                | Fault::DaneMismatch
+                | Fault::DaneUnavailable
+                | Fault::StsMismatch
                 | Fault::AuthFailed
                 | Fault::RelayUnavailable
                 | Fault::ContentUnreadable
@@ -130,15 +142,20 @@ impl Fault {
             Fault::ConnectRefused | Fault::ConnectTimeout => (4, 4, 1),
             Fault::Timeout | Fault::ConnectionLost => (4, 4, 2),
             Fault::GarbledReply => (4, 5, 0),
-            Fault::TlsFailed | Fault::TlsRequired | Fault::TlsUntrusted | Fault::TlsInjection => {
-                (4, 7, 5)
-            }
+            Fault::TlsFailed
+            | Fault::TlsRequired
+            | Fault::TlsUntrusted
+            | Fault::TlsInjection
+            | Fault::DaneMismatch
+            | Fault::DaneUnavailable
+            | Fault::StsMismatch => (4, 7, 5),
             Fault::AuthFailed => (4, 7, 8),
             Fault::TooLarge => (5, 3, 4),
             // "Conversion required but not supported": RFC 3463 s. 3.7 names this case.
             Fault::EightBitUnsupported => (5, 6, 3),
             Fault::SmtpUtf8Unsupported => (5, 6, 7),
             Fault::RequireTlsUnsupported => (5, 7, 30),
+            Fault::RequireTlsUnprotected => (5, 7, 10),
             Fault::LoopsToSelf => (5, 4, 6),
             Fault::ForbiddenAddress => (5, 4, 6),
             Fault::Expired => (4, 4, 7),
@@ -164,12 +181,22 @@ impl Fault {
             Fault::TlsRequired => "TLS is required and the server does not offer it",
             Fault::TlsUntrusted => "the server's certificate could not be verified",
             Fault::TlsInjection => "unencrypted bytes followed the reply to STARTTLS",
+            Fault::DaneMismatch => {
+                "the server's certificate matches none of the domain's TLSA records (DANE)"
+            }
+            Fault::DaneUnavailable => {
+                "whether the domain has TLSA records (DANE) could not be learnt"
+            }
+            Fault::StsMismatch => "the server is not one that the domain's MTA-STS policy names",
             Fault::AuthFailed => "the server refused the gateway's credentials",
             Fault::TooLarge => "the message is larger than the server accepts",
             Fault::EightBitUnsupported => "the server does not accept 8-bit content",
             Fault::SmtpUtf8Unsupported => "the server does not support internationalised addresses",
             Fault::RequireTlsUnsupported => {
                 "the sender requires TLS along the way and the server does not support REQUIRETLS"
+            }
+            Fault::RequireTlsUnprotected => {
+                "the sender requires TLS along the way and no authenticated TLS connection was possible"
             }
             Fault::LoopsToSelf => "the destination's mail server is this gateway",
             Fault::ForbiddenAddress => {
@@ -294,6 +321,10 @@ pub struct Hop {
     pub source: Option<IpAddr>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsInfo>,
+    /// What was demanded of the connection: `dane`, `mta-sts`, `mta-sts testing` or
+    /// `requiretls`, with what there is to say about it; none: nothing (RFC 7435).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_policy: Option<String>,
     pub started: Timestamp,
     pub duration_ms: u32,
 }
@@ -306,6 +337,7 @@ impl Hop {
             peer: None,
             source: None,
             tls: None,
+            tls_policy: None,
             started,
             duration_ms: 0,
         }
@@ -326,7 +358,7 @@ pub struct TlsInfo {
 mod tests {
     use super::*;
 
-    const FAULTS: [(Fault, &str); 23] = [
+    const FAULTS: [(Fault, &str); 27] = [
         (Fault::NullMx, "5.1.10"),
         (Fault::NoSuchDomain, "5.1.2"),
         (Fault::NoAddress, "5.4.4"),
@@ -340,11 +372,15 @@ mod tests {
         (Fault::TlsRequired, "4.7.5"),
         (Fault::TlsUntrusted, "4.7.5"),
         (Fault::TlsInjection, "4.7.5"),
+        (Fault::DaneMismatch, "4.7.5"),
+        (Fault::DaneUnavailable, "4.7.5"),
+        (Fault::StsMismatch, "4.7.5"),
         (Fault::AuthFailed, "4.7.8"),
         (Fault::TooLarge, "5.3.4"),
         (Fault::EightBitUnsupported, "5.6.3"),
         (Fault::SmtpUtf8Unsupported, "5.6.7"),
         (Fault::RequireTlsUnsupported, "5.7.30"),
+        (Fault::RequireTlsUnprotected, "5.7.10"),
         (Fault::LoopsToSelf, "5.4.6"),
         (Fault::ForbiddenAddress, "5.4.6"),
         (Fault::Expired, "4.4.7"),

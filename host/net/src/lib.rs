@@ -5,4 +5,5 @@ pub mod clock;
 pub mod resolver;
 pub mod sink;
 pub mod smtp;
+pub mod sts;
 pub mod submission;

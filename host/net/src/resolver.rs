@@ -9,7 +9,9 @@
 //! Knows nothing of SMTP, TLS policy or retries.
 
 pub mod address;
-mod records;
+pub(crate) mod ask;
+mod dane;
+pub(crate) mod records;
 mod site;
 
 use std::collections::HashMap;
@@ -17,21 +19,19 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hickory_proto::rr::RecordType;
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{
-    ConnectionConfig, NameServerConfig, ResolveHosts, ResolverConfig, ServerOrderingStrategy,
-};
-use hickory_resolver::net::NetError;
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_proto::rr::{Name, RecordType};
+use tidegate_mail::sts::{Mode, Policy};
 use tidegate_mail::{Fault, Outcome, Stage};
-use tidegate_queue::ports::{Clock, Destination, Fut, MxHost, Resolver};
+use tidegate_queue::ports::{Clock, Destination, Fut, MxHost, Protection, Resolver};
 use tokio::sync::OnceCell;
 
+pub use self::ask::Dnssec;
+use self::ask::{Dns, Trust};
 use self::records::{
     Addresses, Found, addresses, fqdn, mx_hosts, records, remaining, shuffle_equals,
 };
 pub use self::site::site_name;
+use crate::sts::{Sts, StsConfig};
 
 /// How the DNS is asked and how long answers are believed.
 #[derive(Clone, Debug)]
@@ -58,6 +58,12 @@ pub struct DnsConfig {
     pub max_addresses: usize,
     /// Ask for AAAA records.
     pub ipv6: bool,
+    /// What makes an answer a secure one.
+    pub dnssec: Dnssec,
+    /// Look for the TLSA records of MX hosts whose answers are secure: those of this port.
+    pub dane: Option<u16>,
+    /// Look for the MTA-STS policies of domains.
+    pub sts: Option<StsConfig>,
 }
 
 impl Default for DnsConfig {
@@ -74,13 +80,16 @@ impl Default for DnsConfig {
             max_hosts: 5,
             max_addresses: 4,
             ipv6: true,
+            dnssec: Dnssec::Off,
+            dane: None,
+            sts: None,
         }
     }
 }
 
 /// The resolver could not be set up.
 #[derive(Debug, thiserror::Error)]
-#[error("{reason}; name a DNS server in the configuration")]
+#[error("{reason}")]
 pub struct DnsSetupError {
     reason: String,
 }
@@ -107,7 +116,8 @@ struct Memory {
 
 /// The [`Resolver`] port over hickory.
 pub struct DnsResolver {
-    dns: TokioResolver,
+    dns: Dns,
+    sts: Option<Arc<Sts>>,
     config: DnsConfig,
     clock: Arc<dyn Clock>,
     memory: Mutex<Memory>,
@@ -116,35 +126,23 @@ pub struct DnsResolver {
 impl DnsResolver {
     /// Must be called within a tokio runtime.
     pub fn new(config: DnsConfig, clock: Arc<dyn Clock>) -> Result<Self, DnsSetupError> {
-        let failed = |error: NetError| DnsSetupError {
-            reason: format!("the system's DNS configuration can't be used: {error}"),
-        };
-        let mut builder = if config.servers.is_empty() {
-            TokioResolver::builder_tokio().map_err(failed)?
-        } else {
-            let servers = config.servers.iter().map(name_server).collect();
-            let mut builder = TokioResolver::builder_with_config(
-                ResolverConfig::from_name_servers(servers),
-                TokioRuntimeProvider::default(),
-            );
-            let options = builder.options_mut();
-            options.use_hosts_file = ResolveHosts::Never;
-            options.server_ordering_strategy = ServerOrderingStrategy::UserProvidedOrder;
-            builder
-        };
-        let options = builder.options_mut();
-        options.timeout = config.timeout;
-        // hickory counts the tries that come after the first.
-        options.attempts = config.attempts.saturating_sub(1);
-        options.cache_size = config.cache_records;
-        options.max_active_requests = 512;
-        options.preserve_intermediates = false;
+        let dns = Dns::new(&config).map_err(|reason| DnsSetupError { reason })?;
+        let sts = config.sts.clone().map(|sts| Sts::new(sts, clock.clone()));
+        let sts = sts.transpose().map_err(|error| DnsSetupError {
+            reason: error.to_string(),
+        })?;
         Ok(DnsResolver {
-            dns: builder.build().map_err(failed)?,
+            dns,
+            sts: sts.map(Arc::new),
             config,
             clock,
             memory: Mutex::default(),
         })
+    }
+
+    /// Whether answers can be secure, so that there is DANE.
+    pub fn is_dnssec_aware(&self) -> bool {
+        self.dns.trust != Trust::Nothing
     }
 
     /// The addresses of a named server; an address as such is taken as it is. Whether
@@ -245,23 +243,27 @@ impl DnsResolver {
             if !self.config.allow_private && !address::is_public(ip) {
                 return Err(Outcome::from_fault(Stage::Dns, Fault::ForbiddenAddress));
             }
-            let host = MxHost {
-                name: domain.to_owned(),
-                preference: 0,
-                addresses: vec![ip],
-            };
+            let host = MxHost::new(domain, 0, vec![ip]);
             return Ok((self.finished(domain, domain, vec![host]), Duration::MAX));
         }
         let name = fqdn(domain).ok_or_else(|| no_such_domain("not a domain name"))?;
-        let (mut hosts, mut valid_for) = match records(&self.dns, &name, RecordType::MX).await {
-            Found::Records(lookup) => (mx_hosts(&lookup)?, remaining(&lookup)),
-            Found::Nothing => (Vec::new(), Duration::MAX),
+        let policy = async {
+            match &self.sts {
+                Some(sts) => sts.policy(&self.dns, &self.config, domain).await,
+                None => None,
+            }
+        };
+        let (found, policy) = tokio::join!(records(&self.dns, &name, RecordType::MX), policy);
+        let (mut hosts, mut valid_for, secure_mx) = match found {
+            Found::Records(lookup, secure) => (mx_hosts(&lookup)?, remaining(&lookup), secure),
+            Found::Nothing => (Vec::new(), Duration::MAX, true),
             Found::NoSuchName => {
                 return Err(Outcome::from_fault(Stage::Dns, Fault::NoSuchDomain));
             }
             Found::Failed(detail) => return Err(unavailable(detail)),
         };
-        if hosts.is_empty() {
+        let implicit = hosts.is_empty();
+        if implicit {
             // RFC 5321 s. 5.1: the domain itself is its implicit MX.
             hosts.push((0, domain.to_owned()));
         }
@@ -270,32 +272,39 @@ impl DnsResolver {
         shuffle_equals(&mut hosts);
         hosts.truncate(self.config.max_hosts);
 
-        let mut found = self.addresses_of(&hosts).await;
-        let none = found.iter().all(|a| a.usable.is_empty());
+        let mut found = self.addresses_of(&hosts, secure_mx, domain).await;
+        let none = found.iter().all(|f| f.addresses.usable.is_empty());
         if none {
-            if let Some(detail) = found.iter_mut().find_map(|a| a.failed.take()) {
+            if let Some(detail) = found.iter_mut().find_map(|f| f.addresses.failed.take()) {
                 return Err(unavailable(detail));
             }
-            let fault = if found.iter().any(|a| a.forbidden) {
+            let fault = if found.iter().any(|f| f.addresses.forbidden) {
                 Fault::ForbiddenAddress
             } else {
                 Fault::NoAddress
             };
             return Err(Outcome::from_fault(Stage::Dns, fault));
         }
-        for answer in &found {
-            valid_for = valid_for.min(answer.valid_for.unwrap_or(Duration::MAX));
-            if answer.failed.is_some() {
+        for host in &found {
+            let addresses = &host.addresses;
+            valid_for = valid_for
+                .min(addresses.valid_for.unwrap_or(Duration::MAX))
+                .min(host.valid_for);
+            if addresses.failed.is_some() || matches!(host.dane, Protection::Unknown(_)) {
                 valid_for = valid_for.min(PARTIAL_TTL);
             }
         }
         let hosts = hosts
             .into_iter()
             .zip(found)
-            .map(|((preference, name), found)| MxHost {
-                name,
-                preference,
-                addresses: found.usable,
+            .map(|((preference, name), found)| {
+                let listed = policy.as_ref().is_some_and(|p| p.names(&name));
+                MxHost {
+                    protection: demanded(found.dane, policy.as_deref(), listed),
+                    // The name of an implicit MX is the one that the sender gave.
+                    authentic: implicit || listed || (secure_mx && self.is_dnssec_aware()),
+                    ..MxHost::new(name, preference, found.addresses.usable)
+                }
             })
             .collect();
         Ok((self.finished(domain, &site, hosts), valid_for))
@@ -330,36 +339,92 @@ impl DnsResolver {
     }
 
     /// All hosts at the same time, in their order.
-    async fn addresses_of(&self, hosts: &[(u16, String)]) -> Vec<Addresses> {
+    async fn addresses_of(
+        &self,
+        hosts: &[(u16, String)],
+        secure_mx: bool,
+        domain: &str,
+    ) -> Vec<HostFound> {
+        let dane = self
+            .config
+            .dane
+            .filter(|_| secure_mx && self.is_dnssec_aware());
+        let asked = |host: &str| {
+            let name = fqdn(host)?;
+            let (dns, config) = (self.dns.clone(), self.config.clone());
+            let domain = domain.to_owned();
+            Some(async move { look_at(&dns, name, &config, dane, &domain).await })
+        };
         if let [(_, only)] = hosts {
-            return match fqdn(only) {
-                Some(name) => {
-                    vec![addresses(&self.dns, name, &self.config, self.config.allow_private).await]
-                }
-                None => vec![Addresses::default()],
+            return match asked(only) {
+                Some(asking) => vec![asking.await],
+                None => vec![HostFound::default()],
             };
         }
-        let mut found: Vec<Addresses> = hosts.iter().map(|_| Addresses::default()).collect();
+        let mut found: Vec<HostFound> = hosts.iter().map(|_| HostFound::default()).collect();
         let mut tasks = tokio::task::JoinSet::new();
         for (n, (_, host)) in hosts.iter().enumerate() {
             // A host whose name is not one has no addresses.
-            if let Some(name) = fqdn(host) {
-                let (dns, config) = (self.dns.clone(), self.config.clone());
-                tasks.spawn(async move {
-                    (
-                        n,
-                        addresses(&dns, name, &config, config.allow_private).await,
-                    )
-                });
+            if let Some(asking) = asked(host) {
+                tasks.spawn(async move { (n, asking.await) });
             }
         }
         while let Some(done) = tasks.join_next().await {
             match done {
-                Ok((n, addresses)) => found[n] = addresses,
+                Ok((n, host)) => found[n] = host,
                 Err(error) => tracing::error!(%error, "an address lookup ended abnormally"),
             }
         }
         found
+    }
+}
+
+/// What there is to know of one host.
+struct HostFound {
+    addresses: Addresses,
+    dane: Protection,
+    /// Of what DANE says.
+    valid_for: Duration,
+}
+
+impl Default for HostFound {
+    fn default() -> Self {
+        HostFound {
+            addresses: Addresses::default(),
+            dane: Protection::Opportunistic,
+            valid_for: Duration::MAX,
+        }
+    }
+}
+
+async fn look_at(
+    dns: &Dns,
+    name: Name,
+    config: &DnsConfig,
+    dane_port: Option<u16>,
+    domain: &str,
+) -> HostFound {
+    let addresses = addresses(dns, name.clone(), config, config.allow_private).await;
+    let (dane, valid_for) = match dane_port {
+        Some(port) if !addresses.usable.is_empty() => {
+            dane::protection(dns, &name, &addresses, port, domain).await
+        }
+        _ => (Protection::Opportunistic, Duration::MAX),
+    };
+    HostFound {
+        addresses,
+        dane,
+        valid_for,
+    }
+}
+
+/// DANE where it applies, else the domain's MTA-STS policy (RFC 8461 s. 2).
+fn demanded(dane: Protection, policy: Option<&Policy>, listed: bool) -> Protection {
+    match (dane, policy.map(|p| p.mode)) {
+        (Protection::Opportunistic, Some(Mode::Enforce)) if listed => Protection::Sts,
+        (Protection::Opportunistic, Some(Mode::Enforce)) => Protection::StsMismatch,
+        (Protection::Opportunistic, Some(Mode::Testing)) => Protection::StsTesting { listed },
+        (dane, _) => dane,
     }
 }
 
@@ -377,14 +442,6 @@ impl Resolver for DnsResolver {
             None => Box::pin(self.ask(domain)),
         }
     }
-}
-
-fn name_server(server: &SocketAddr) -> NameServerConfig {
-    let mut connections = vec![ConnectionConfig::udp(), ConnectionConfig::tcp()];
-    for connection in &mut connections {
-        connection.port = server.port();
-    }
-    NameServerConfig::new(server.ip(), true, connections)
 }
 
 fn no_such_domain(detail: &str) -> Outcome {

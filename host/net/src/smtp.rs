@@ -16,9 +16,11 @@ mod fitness;
 mod frame;
 mod memory;
 mod pool;
+mod protection;
 mod session;
 mod tls;
 mod transaction;
+mod verify;
 mod wire;
 
 use std::net::{IpAddr, SocketAddr};
@@ -26,11 +28,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_mail::{Fault, Outcome, Stage};
-use tidegate_queue::ports::{Clock, Fut, HandOff, Job, Target, Transport};
+use tidegate_queue::ports::{Clock, Fut, HandOff, Job, MxHost, Target, Transport};
 
 use self::memory::Memory;
 use self::pool::Pool;
 use self::tls::TlsClient;
+pub(crate) use self::tls::roots;
 pub use self::tls::{TlsSetupError, TrustAnchors};
 use crate::resolver::DnsResolver;
 use crate::resolver::address::is_public;
@@ -139,6 +142,8 @@ pub struct Smtp {
 struct Candidate<'a> {
     host: &'a str,
     peer: SocketAddr,
+    /// None for a server named by configuration.
+    mx: Option<&'a MxHost>,
 }
 
 impl Smtp {
@@ -179,6 +184,7 @@ impl Smtp {
                     all.extend(host.addresses.iter().map(|ip| Candidate {
                         host: &host.name,
                         peer: SocketAddr::new(*ip, self.config.mx_port),
+                        mx: Some(host),
                     }));
                 }
                 self.config.allow_private
@@ -188,6 +194,7 @@ impl Smtp {
                 all.extend(found.into_iter().map(|ip| Candidate {
                     host: &endpoint.host,
                     peer: SocketAddr::new(ip, endpoint.port),
+                    mx: None,
                 }));
                 endpoint.allow_private
             }

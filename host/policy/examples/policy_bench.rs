@@ -38,6 +38,7 @@ fn question(recipients: usize, headers: usize) -> Question {
             body: Default::default(),
             smtputf8: false,
             requiretls: false,
+            tls_optional: false,
             recipients: (0..recipients)
                 .filter_map(|n| Address::parse(&format!("person{n}@d{n}.test")).ok())
                 .map(|address| Recipient {

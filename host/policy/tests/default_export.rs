@@ -49,6 +49,7 @@ fn delivered() -> Detail {
                 cipher: "TLS_AES_128_GCM_SHA256".to_owned(),
                 verified: "none".to_owned(),
             }),
+            tls_policy: None,
             started: NOW,
             duration_ms: 120,
         }),

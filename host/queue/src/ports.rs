@@ -15,7 +15,7 @@ use std::pin::Pin;
 
 pub use clock::Clock;
 pub use policy::{Policy, PolicyFault};
-pub use resolver::{Destination, MxHost, Resolver};
+pub use resolver::{Dane, Destination, MxHost, Protection, Resolver, Tlsa};
 pub use sink::{ExportBatch, Payload, Sink, SinkError};
 pub use store::*;
 pub use transport::{

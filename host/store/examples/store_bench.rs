@@ -69,6 +69,7 @@ fn message(id: MessageId, recipients: usize, content: Bytes, promise: &Arc<Promi
             body: Default::default(),
             smtputf8: false,
             requiretls: false,
+            tls_optional: false,
             recipients: (0..recipients)
                 .map(|n| Recipient {
                     address: address(format!("p{number}-{n}@d{}.example", n % 500)),

@@ -318,6 +318,7 @@ fn submit(api: &Api, recipients: &[&str]) -> String {
         body: BodyType::default(),
         smtputf8: false,
         requiretls: false,
+        tls_optional: false,
         recipients: recipients
             .iter()
             .map(|r| Recipient {

@@ -187,6 +187,9 @@ fn detail(event: &Event) -> String {
                 Some(tls) => format!("{} verified by {}", tls.version, tls.verified),
                 None => "in clear".to_owned(),
             });
+            if let Some(policy) = &hop.tls_policy {
+                parts.push(format!("demanded: {}", clean(policy)));
+            }
         }
         if attempt.is_some() {
             parts.push(format!("{} ms", hop.duration_ms));
@@ -257,6 +260,7 @@ mod tests {
                 cipher: "x".to_owned(),
                 verified: "none".to_owned(),
             }),
+            tls_policy: Some("mta-sts testing: no TLS".to_owned()),
             started: at,
             duration_ms: 12,
         };
@@ -334,7 +338,7 @@ mod tests {
             "              asked NOTIFY=SUCCESS,DELAY ORCPT=rfc822;j@a.example",
             "subject     Invoice 4711",
             "<jane@customer.example>  promised: relay mx, transactional, retried for 48h (until 2026-11-26 03:05:00Z), delay notice after 4h, by policy 3f9ac1d2e4b5",
-            "deferred  attempt 1; mx1.customer.example [192.0.2.1:25]; TLSv1.3, unverified; 12 ms; at rcpt: 451 4.7.1 greylisted",
+            "deferred  attempt 1; mx1.customer.example [192.0.2.1:25]; TLSv1.3, unverified; demanded: mta-sts testing: no TLS; 12 ms; at rcpt: 451 4.7.1 greylisted",
             "next 2026-11-24 03:06:00Z",
         ] {
             assert!(text.contains(expected), "{expected}\n---\n{text}");

@@ -100,6 +100,9 @@ fn absolute(config: &mut Config, base: &Path) {
     ] {
         *path = base.join(&*path);
     }
+    if let Some(path) = &mut config.delivery.dnssec_anchors {
+        *path = base.join(&*path);
+    }
     if let Some(path) = &mut config.delivery.trust_anchors {
         *path = base.join(&*path);
     }

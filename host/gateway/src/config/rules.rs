@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::load::{Problem, place_of};
-use super::{Config, ListenerTls, Span, resolver_address};
+use super::{Config, DnssecMode, ListenerTls, Span, resolver_address};
 
 /// The checks that types can't do.
 pub(super) struct Check<'a> {
@@ -211,6 +211,13 @@ impl Check<'_> {
             ("delivery.mx_port", delivery.mx_port.into()),
         ] {
             self.positive(key, value.into());
+        }
+        if delivery.dnssec_anchors.is_some() && delivery.dnssec != DnssecMode::Validate {
+            self.fail(
+                "delivery.dnssec_anchors",
+                "nothing is checked against them",
+                "set delivery.dnssec to \"validate\", or remove them",
+            );
         }
         for (n, text) in delivery.resolvers.iter().enumerate() {
             if resolver_address(text).is_none() {

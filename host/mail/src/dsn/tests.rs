@@ -543,6 +543,7 @@ fn debts_and_kinds() {
         body: BodyType::SevenBit,
         smtputf8: false,
         requiretls: false,
+        tls_optional: false,
         recipients: vec![to("a@b")],
     };
     let id = MessageId::from_i64(1);

@@ -195,7 +195,11 @@ impl Reasons {
                 | Fault::TlsRequired
                 | Fault::TlsUntrusted
                 | Fault::TlsInjection
-                | Fault::RequireTlsUnsupported => return &self.encryption,
+                | Fault::DaneMismatch
+                | Fault::DaneUnavailable
+                | Fault::StsMismatch
+                | Fault::RequireTlsUnsupported
+                | Fault::RequireTlsUnprotected => return &self.encryption,
                 _ => {}
             }
         }

@@ -5,16 +5,17 @@ use std::time::{Duration, Instant};
 
 use hickory_proto::op::ResponseCode;
 use hickory_proto::rr::{Name, RData, RecordType};
-use hickory_resolver::TokioResolver;
 use hickory_resolver::lookup::Lookup;
 use hickory_resolver::net::{DnsError, NetError};
 use tidegate_mail::{Fault, Outcome, Stage};
 
+use super::ask::{Dns, Trust};
 use super::{DnsConfig, address};
 
 /// The records of one name and type.
-pub(super) enum Found {
-    Records(Lookup),
+pub(crate) enum Found {
+    /// Whether the whole answer is secure comes with it.
+    Records(Lookup, bool),
     /// The name exists without such records.
     Nothing,
     NoSuchName,
@@ -23,16 +24,20 @@ pub(super) enum Found {
 
 /// The addresses of a host name.
 #[derive(Default)]
-pub(super) struct Addresses {
+pub(crate) struct Addresses {
     pub usable: Vec<IpAddr>,
     pub forbidden: bool,
     /// What went wrong with a query, in the library's words.
     pub failed: Option<String>,
     pub no_such_name: bool,
     pub valid_for: Option<Duration>,
+    /// Every answer that had addresses is secure.
+    pub secure: bool,
+    /// The name at the end of the aliases, if there are any.
+    pub alias_of: Option<Name>,
 }
 
-pub(super) fn fqdn(domain: &str) -> Option<Name> {
+pub(crate) fn fqdn(domain: &str) -> Option<Name> {
     let mut name = Name::from_ascii(domain).ok()?;
     name.set_fqdn(true);
     (!name.is_root()).then_some(name)
@@ -81,27 +86,49 @@ pub(super) fn shuffle_equals(hosts: &mut [(u16, String)]) {
     hosts.sort_by_cached_key(|(preference, name)| (*preference, random.hash_one(name)));
 }
 
-pub(super) async fn records(dns: &TokioResolver, name: &Name, kind: RecordType) -> Found {
-    match dns.lookup(name.clone(), kind).await {
+pub(crate) async fn records(dns: &Dns, name: &Name, kind: RecordType) -> Found {
+    match dns.resolver.lookup(name.clone(), kind).await {
         Ok(lookup) if lookup.answers().iter().any(|r| r.record_type() == kind) => {
-            Found::Records(lookup)
+            let secure = is_secure(&lookup, name, dns.trust);
+            Found::Records(lookup, secure)
         }
         Ok(_) => Found::Nothing,
-        Err(error) => match &error {
-            NetError::Dns(DnsError::NoRecordsFound(none)) => match none.response_code {
+        Err(error) => {
+            let code = match &error {
+                NetError::Dns(DnsError::NoRecordsFound(none)) => none.response_code,
+                // Denied with a proof, or from a zone that has none to give.
+                NetError::Dns(DnsError::Nsec {
+                    response, proof, ..
+                }) if !proof.is_bogus() => response.metadata.response_code,
+                _ => return Found::Failed(error.to_string()),
+            };
+            match code {
                 ResponseCode::NXDomain => Found::NoSuchName,
                 ResponseCode::NoError => Found::Nothing,
                 other => Found::Failed(other.to_string()),
-            },
-            _ => Found::Failed(error.to_string()),
-        },
+            }
+        }
+    }
+}
+
+/// Whether every record of an answer is secure.
+fn is_secure(lookup: &Lookup, name: &Name, trust: Trust) -> bool {
+    match trust {
+        Trust::Nothing => false,
+        // An answer put together of several has the flags of the last.
+        Trust::AdBit => lookup.message().metadata.authentic_data && lookup.query().name() == name,
+        Trust::Proofs => lookup
+            .answers()
+            .iter()
+            .filter(|r| r.record_type() != RecordType::RRSIG)
+            .all(|r| r.proof.is_secure()),
     }
 }
 
 /// Both families at the same time; IPv6 and IPv4 by turns, so that a family that does not
 /// work costs one try only.
-pub(super) async fn addresses(
-    dns: &TokioResolver,
+pub(crate) async fn addresses(
+    dns: &Dns,
     name: Name,
     config: &DnsConfig,
     allow_private: bool,
@@ -116,11 +143,17 @@ pub(super) async fn addresses(
     let (six, four) = tokio::join!(six, records(dns, &name, RecordType::A));
     let mut result = Addresses {
         no_such_name: matches!(four, Found::NoSuchName),
+        secure: true,
         ..Addresses::default()
     };
     let mut take = |found: Found| -> Vec<IpAddr> {
         match found {
-            Found::Records(lookup) => {
+            Found::Records(lookup, secure) => {
+                result.secure &= secure;
+                let owner = lookup.answers().iter().find(|r| r.data.ip_addr().is_some());
+                if let Some(owner) = owner.filter(|r| r.name != name) {
+                    result.alias_of = Some(owner.name.clone());
+                }
                 let valid_for = remaining(&lookup);
                 result.valid_for = Some(result.valid_for.map_or(valid_for, |v| v.min(valid_for)));
                 let mut all: Vec<IpAddr> = lookup

@@ -16,12 +16,30 @@ use super::body;
 use super::command;
 use super::fitness::{self, Peer, Unfit};
 use super::pool::{self, Identity, Key};
+use super::protection::{self, Demand};
 use super::session::{self, Call, Failure, Session};
 use super::transaction::{self, Mail, Next, deferred};
 use super::{Candidate, Smtp};
 
-/// Makes the attempt.
+/// Makes the attempt. A notice that can't be protected as the message was that it tells of
+/// goes without: it is not to be lost for that (RFC 8689 s. 5).
 pub async fn deliver(smtp: &Smtp, job: &Job) -> HandOff {
+    let done = attempt(smtp, job).await;
+    let unprotected = |hand: &Hand| {
+        matches!(
+            hand.outcome.fault,
+            Some(Fault::RequireTlsUnsupported | Fault::RequireTlsUnprotected)
+        )
+    };
+    if job.requiretls && job.reverse_path.is_none() && done.results.iter().all(unprotected) {
+        let mut relaxed = job.clone();
+        relaxed.requiretls = false;
+        return attempt(smtp, &relaxed).await;
+    }
+    done
+}
+
+async fn attempt(smtp: &Smtp, job: &Job) -> HandOff {
     let mut delivery = Delivery {
         smtp,
         job,
@@ -201,40 +219,25 @@ impl Delivery<'_> {
         Ok(())
     }
 
-    /// How connections for this job are protected. REQUIRETLS wants a verified one at
-    /// least (RFC 8689 s. 4.2.1).
-    fn tls_mode(&self) -> TlsMode {
-        let mode = match &self.job.target {
-            Target::Mx(_) => TlsMode::Opportunistic,
-            Target::Endpoint(endpoint) => endpoint.tls,
-        };
-        match mode {
-            TlsMode::Opportunistic if self.job.requiretls => TlsMode::StartTls,
-            mode => mode,
-        }
-    }
-
-    fn identity(&self, host: &str, tls: TlsMode) -> Identity {
-        match &self.job.target {
-            Target::Endpoint(endpoint) => Identity::Endpoint(endpoint.clone()),
-            Target::Mx(_) if tls == TlsMode::StartTls => Identity::Host(host.to_owned()),
-            Target::Mx(_) => Identity::Anyone,
-        }
-    }
-
     /// A connection to the candidate, kept or new; the error is a host failure.
     async fn obtain(
         &mut self,
         candidate: Candidate<'_>,
         fresh: bool,
     ) -> Result<(Held, bool), Outcome> {
-        let tls = self.tls_mode();
+        self.hop.host = Some(candidate.host.to_owned());
+        self.hop.peer = Some(candidate.peer);
+        (self.hop.source, self.hop.tls) = (None, None);
+        let demand = protection::demand(self.job, candidate).map_err(|(policy, outcome)| {
+            self.hop.tls_policy = policy.map(str::to_owned);
+            outcome
+        })?;
         let key = Key {
             peer: candidate.peer,
             source: self.job.source,
-            tls,
+            tls: demand.mode,
         };
-        let identity = self.identity(candidate.host, tls);
+        let identity = demand.identity(self.job, candidate.host);
         let kept = if fresh {
             None
         } else {
@@ -243,16 +246,24 @@ impl Delivery<'_> {
         let reused = kept.is_some();
         let opened = match kept {
             Some(session) => Ok(session),
-            None => self.open(candidate, tls).await,
+            None => self.open(candidate, &demand).await,
         };
-        let (source, info) = match &opened {
-            Ok(session) => (session.source, session.tls.clone()),
-            Err(failure) => (failure.source, failure.tls.clone()),
+        let (source, mut info, policy) = match &opened {
+            Ok(session) => (session.source, session.tls.clone(), demand.told(session)),
+            Err(failure) => (
+                failure.source,
+                failure.tls.clone(),
+                demand.policy.map(str::to_owned),
+            ),
         };
-        self.hop.host = Some(candidate.host.to_owned());
-        self.hop.peer = Some(candidate.peer);
+        if let Some(info) = &mut info
+            && demand.policy == Some("mta-sts")
+        {
+            info.verified = "mta-sts".to_owned();
+        }
         self.hop.source = source;
         self.hop.tls = info;
+        self.hop.tls_policy = policy;
         match opened {
             Ok(session) => Ok((
                 Held {
@@ -268,29 +279,41 @@ impl Delivery<'_> {
 
     fn read_failure(&self, failure: Failure) -> Outcome {
         let outcome = failure.outcome;
-        if self.job.requiretls && outcome.fault == Some(Fault::TlsRequired) {
+        // RFC 8689 s. 4.2.1: what waiting does not change is reported at once.
+        let for_good = matches!(
+            outcome.fault,
+            Some(Fault::TlsRequired | Fault::TlsUntrusted | Fault::DaneMismatch)
+        );
+        if self.job.requiretls && for_good {
+            let why = outcome.fault.map(Fault::text).unwrap_or_default();
+            let detail = match outcome.detail {
+                Some(detail) => format!("{why}: {detail}"),
+                None => why.to_owned(),
+            };
             return Outcome {
                 reply: outcome.reply,
-                ..Outcome::from_fault(outcome.stage, Fault::RequireTlsUnsupported)
+                ..Outcome::from_fault(outcome.stage, Fault::RequireTlsUnprotected)
+                    .with_detail(detail)
             };
         }
         outcome
     }
 
-    async fn open(&self, candidate: Candidate<'_>, tls: TlsMode) -> Result<Session, Failure> {
+    async fn open(&self, candidate: Candidate<'_>, demand: &Demand) -> Result<Session, Failure> {
         let peer = candidate.peer;
         let smtp = self.smtp;
         let (auth, detect_self) = match &self.job.target {
             Target::Mx(_) => (None, true),
             Target::Endpoint(endpoint) => (endpoint.auth.as_ref(), false),
         };
-        let opportunistic = tls == TlsMode::Opportunistic;
+        let opportunistic = demand.mode == TlsMode::Opportunistic;
         let mut call = Call {
             hostname: &smtp.config.hostname,
             host: candidate.host,
             peer,
             source: self.job.source,
-            tls,
+            tls: demand.mode,
+            check: &demand.check,
             skip_starttls: opportunistic && smtp.broken_tls.has(&peer, self.begun),
             auth,
             detect_self,

@@ -13,6 +13,7 @@ use tidegate_queue::ports::{Endpoint, TlsMode};
 use tokio::time::Instant;
 
 use super::session::Session;
+use super::tls::Check;
 
 /// What connections must have in common to be exchangeable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,8 +28,8 @@ pub struct Key {
 pub enum Identity {
     /// No certificate was verified and nobody authenticated.
     Anyone,
-    /// The peer's certificate was verified for this name.
-    Host(String),
+    /// The peer's certificate was looked at in this way, for this name.
+    Host(String, Check),
     /// With the credentials of this endpoint.
     Endpoint(Arc<Endpoint>),
 }

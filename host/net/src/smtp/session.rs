@@ -20,7 +20,7 @@ use tokio_rustls::client::TlsStream;
 use super::Timeouts;
 use super::capabilities::Capabilities;
 use super::command;
-use super::tls::{self, TlsClient};
+use super::tls::{self, Check, TlsClient};
 use super::transaction::deferred;
 use super::wire::{Lost, Wire};
 
@@ -42,6 +42,8 @@ pub struct Call<'a> {
     /// The address to call from.
     pub source: Option<IpAddr>,
     pub tls: TlsMode,
+    /// What is checked of the certificate.
+    pub check: &'a Check,
     /// Do without STARTTLS where that is allowed: the peer's TLS is known to be broken.
     pub skip_starttls: bool,
     pub auth: Option<&'a (String, String)>,
@@ -65,6 +67,8 @@ pub struct Session {
     pub wire: Wire<Stream>,
     pub caps: Capabilities,
     pub tls: Option<TlsInfo>,
+    /// What a trial of the certificate has to object.
+    pub objection: Option<String>,
     pub source: Option<IpAddr>,
     /// Transactions made.
     pub messages: u16,
@@ -80,6 +84,7 @@ pub async fn open(call: Call<'_>, tls: &TlsClient, limits: &Timeouts) -> Result<
         limits,
         source: None,
         info: None,
+        objection: None,
         broken_tls: false,
     };
     opening.run().await.map_err(|outcome| Failure {
@@ -96,6 +101,7 @@ struct Opening<'a> {
     limits: &'a Timeouts,
     source: Option<IpAddr>,
     info: Option<TlsInfo>,
+    objection: Option<String>,
     broken_tls: bool,
 }
 
@@ -119,6 +125,7 @@ impl Opening<'_> {
             wire,
             caps,
             tls: self.info.clone(),
+            objection: self.objection.clone(),
             source: self.source,
             messages: 0,
             dirty: false,
@@ -156,12 +163,12 @@ impl Opening<'_> {
     }
 
     async fn handshake(&mut self, stream: TcpStream, stage: Stage) -> Result<Stream, Outcome> {
-        let verified = self.call.tls != TlsMode::Opportunistic;
-        let peer = self.call.peer.ip();
-        let shaking = self.tls.handshake(verified, self.call.host, peer, stream);
+        let Call { check, host, .. } = self.call;
+        let shaking = self.tls.handshake(check, host, self.call.peer.ip(), stream);
         let (fault, detail) = match timeout(self.limits.tls, shaking).await {
-            Ok(Ok(stream)) => {
-                self.info = Some(tls::describe(stream.get_ref().1, verified));
+            Ok(Ok((stream, objection))) => {
+                self.info = Some(tls::describe(stream.get_ref().1, check));
+                self.objection = objection;
                 return Ok(Stream::Tls(Box::new(stream)));
             }
             Ok(Err(failed)) => failed,

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use hickory_proto::op::{Message, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::{A, AAAA, MX};
+use hickory_proto::rr::rdata::{A, AAAA, CNAME, MX, NS, TLSA, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
+
+use super::signer::Signer;
 
 #[derive(Clone)]
 enum Entry {
@@ -23,7 +25,7 @@ enum Entry {
 /// A running server. Names not told of do not exist.
 pub struct Dns {
     pub address: SocketAddr,
-    zone: Arc<Mutex<HashMap<(String, RecordType), Entry>>>,
+    zone: Arc<Zone>,
     queries: Arc<AtomicUsize>,
 }
 
@@ -78,12 +80,13 @@ impl Dns {
 
     fn set(&self, name: &str, kind: RecordType, entry: Entry) {
         let key = (format!("{name}."), kind);
-        self.zone.lock().unwrap().insert(key, entry);
+        self.zone.lock().unwrap().entries.insert(key, entry);
     }
 
     fn add(&self, name: &str, kind: RecordType, data: RData) {
         let mut zone = self.zone.lock().unwrap();
         let entry = zone
+            .entries
             .entry((format!("{name}."), kind))
             .or_insert(Entry::Records(Vec::new()));
         if let Entry::Records(records) | Entry::Truncated(records) = entry {
@@ -111,6 +114,70 @@ impl Dns {
         self
     }
 
+    /// The texts at the name, in place of those that were there.
+    pub fn txt(&self, name: &str, texts: &[&str]) -> &Self {
+        let texts = texts
+            .iter()
+            .map(|text| RData::TXT(TXT::new(vec![(*text).to_owned()])))
+            .collect();
+        self.set(name, RecordType::TXT, Entry::Records(texts));
+        self
+    }
+
+    /// A TLSA record for a port of a host.
+    pub fn tlsa(&self, host: &str, port: u16, numbers: [u8; 3], data: &[u8]) -> &Self {
+        let [usage, selector, matching] = numbers;
+        let tlsa = TLSA::new(
+            usage.into(),
+            selector.into(),
+            matching.into(),
+            data.to_vec(),
+        );
+        let name = format!("_{port}._tcp.{host}");
+        self.add(&name, RecordType::TLSA, RData::TLSA(tlsa));
+        self
+    }
+
+    pub fn cname(&self, name: &str, target: &str) -> &Self {
+        let mut target = Name::from_ascii(target).unwrap();
+        target.set_fqdn(true);
+        self.add(name, RecordType::CNAME, RData::CNAME(CNAME(target)));
+        self
+    }
+
+    /// Answers whose every name is this one or below it are secure, for those who ask.
+    pub fn secure(&self, domain: &str) -> &Self {
+        let suffix = format!("{domain}.");
+        self.zone.lock().unwrap().secure.push(suffix);
+        self
+    }
+
+    /// Signs secure answers, and proves what is not there.
+    pub fn signs(&self, signer: Signer) -> &Self {
+        self.zone.lock().unwrap().signer = Some(signer);
+        self
+    }
+
+    /// The name is that of a zone.
+    pub fn delegates(&self, name: &str) -> &Self {
+        let server = Name::from_ascii("ns.test.").unwrap();
+        self.add(name, RecordType::NS, RData::NS(NS(server)));
+        self
+    }
+
+    /// Takes the record away.
+    pub fn forget(&self, name: &str, kind: RecordType) -> &Self {
+        let key = (format!("{name}."), kind);
+        self.zone.lock().unwrap().entries.remove(&key);
+        self
+    }
+
+    /// Whether the name was asked about.
+    pub fn asked(&self, name: &str, kind: RecordType) -> bool {
+        let key = (format!("{name}."), kind);
+        self.zone.lock().unwrap().asked.contains(&key)
+    }
+
     pub fn fails(&self, name: &str, kind: RecordType) -> &Self {
         self.set(name, kind, Entry::Code(ResponseCode::ServFail));
         self
@@ -127,17 +194,51 @@ impl Dns {
     }
 }
 
-type Zone = Mutex<HashMap<(String, RecordType), Entry>>;
+#[derive(Default)]
+struct Records {
+    entries: HashMap<(String, RecordType), Entry>,
+    secure: Vec<String>,
+    asked: Vec<(String, RecordType)>,
+    signer: Option<Signer>,
+}
+
+impl Records {
+    fn is_secure(&self, name: &str) -> bool {
+        self.secure
+            .iter()
+            .any(|suffix| name == suffix || name.ends_with(&format!(".{suffix}")))
+    }
+}
+
+type Zone = Mutex<Records>;
 
 fn answer(zone: &Zone, query: &[u8], udp: bool) -> Option<Vec<u8>> {
     let query = Message::from_vec(query).ok()?;
     let question = query.queries.first()?.clone();
-    let name = question.name().to_ascii().to_ascii_lowercase();
-    let zone = zone.lock().unwrap();
+    let kind = question.query_type();
+    let mut owner = question.name().clone();
+    let mut name = owner.to_ascii().to_ascii_lowercase();
+    let mut zone = zone.lock().unwrap();
+    zone.asked.push((name.clone(), kind));
     let mut answer = Message::response(query.metadata.id, OpCode::Query);
     answer.metadata.recursion_available = true;
     answer.add_query(question.clone());
-    let records = match zone.get(&(name.clone(), question.query_type())) {
+    let mut secure = zone.is_secure(&name);
+    for _ in 0..8 {
+        let alias = match zone.entries.get(&(name.clone(), RecordType::CNAME)) {
+            Some(Entry::Records(records)) if kind != RecordType::CNAME => records[0].clone(),
+            _ => break,
+        };
+        let RData::CNAME(CNAME(target)) = &alias else {
+            break;
+        };
+        let target = target.clone();
+        answer.add_answer(Record::from_rdata(owner, 300, alias));
+        name = target.to_ascii().to_ascii_lowercase();
+        owner = target;
+        secure &= zone.is_secure(&name);
+    }
+    let records = match zone.entries.get(&(name.clone(), kind)) {
         Some(Entry::Records(records)) => records.as_slice(),
         Some(Entry::Code(code)) => {
             answer.metadata.response_code = *code;
@@ -150,18 +251,22 @@ fn answer(zone: &Zone, query: &[u8], udp: bool) -> Option<Vec<u8>> {
         }
         Some(Entry::Truncated(records)) => records.as_slice(),
         None => {
-            if !zone.keys().any(|(known, _)| *known == name) {
+            if !zone.entries.keys().any(|(known, _)| *known == name) && zone.signer.is_none() {
                 answer.metadata.response_code = ResponseCode::NXDomain;
             }
             &[]
         }
     };
     for data in records {
-        answer.add_answer(Record::from_rdata(
-            question.name().clone(),
-            300,
-            data.clone(),
-        ));
+        answer.add_answer(Record::from_rdata(owner.clone(), 300, data.clone()));
+    }
+    // RFC 6840 s. 5.7, 5.8: only who asks is told.
+    let wants = query.edns.as_ref().is_some_and(|e| e.flags().dnssec_ok);
+    answer.metadata.authentic_data = secure && (wants || query.metadata.authentic_data);
+    if let Some(signer) = &zone.signer
+        && wants
+    {
+        signer.sign(&mut answer, &owner, kind, secure);
     }
     answer.to_vec().ok()
 }

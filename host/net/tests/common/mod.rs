@@ -2,8 +2,11 @@
 //! certificates, and jobs.
 #![allow(dead_code)] // Each test file uses a part.
 
+pub mod certs;
 pub mod dns;
+pub mod https;
 pub mod peer;
+pub mod signer;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -74,11 +77,7 @@ pub fn mx(addresses: &[IpAddr]) -> Target {
     let hosts = addresses
         .iter()
         .enumerate()
-        .map(|(n, ip)| MxHost {
-            name: format!("mx{}.example", n + 1),
-            preference: 10,
-            addresses: vec![*ip],
-        })
+        .map(|(n, ip)| MxHost::new(format!("mx{}.example", n + 1), 10, vec![*ip]))
         .collect();
     Target::Mx(Arc::new(Destination {
         domain: "example".to_owned(),
@@ -116,6 +115,7 @@ pub fn job(recipients: &[&str]) -> Job {
         body: BodyType::SevenBit,
         smtputf8: false,
         requiretls: false,
+        tls_optional: false,
         content: Arc::new(Bytes::from_static(b"Subject: hi\r\n\r\nHello.\r\n")),
         recipients: recipients
             .iter()

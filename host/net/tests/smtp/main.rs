@@ -4,7 +4,9 @@
 mod common;
 
 mod content;
+mod dane;
 mod hosts;
 mod pool;
 mod replies;
+mod sts;
 mod tls;

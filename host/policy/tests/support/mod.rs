@@ -86,6 +86,7 @@ pub fn question(tenant: &str, recipients: &[&str]) -> Question {
             body: Default::default(),
             smtputf8: false,
             requiretls: false,
+            tls_optional: false,
             recipients: recipients
                 .iter()
                 .map(|r| Recipient {

@@ -91,7 +91,9 @@ impl Engine {
         if class == TrafficClass::Bulk && bulk_suspended {
             return (self.bulk_suspended(), false);
         }
-        let envelope = Arc::new(submission.envelope.clone());
+        let mut envelope = submission.envelope.clone();
+        envelope.tls_optional = submission.header.tls_optional();
+        let envelope = Arc::new(envelope);
         let question = self.question(&submission, envelope.clone(), class, now);
         let routing = self.parts.policy.route(&question).await;
         if routing.fallback.is_some() {

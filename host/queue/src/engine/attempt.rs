@@ -241,10 +241,11 @@ impl Engine {
             target,
             reverse_path: envelope.reverse_path.clone(),
             envid: envelope.envid.clone(),
-            ret: envelope.ret,
+            ret: envelope.effective_ret(),
             body: envelope.body,
             smtputf8: envelope.smtputf8,
             requiretls: envelope.requiretls,
+            tls_optional: envelope.tls_optional,
             content: carried.content.clone(),
             recipients: loaded
                 .iter()

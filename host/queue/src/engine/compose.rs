@@ -35,7 +35,7 @@ impl Engine {
         let envelope = &about.envelope;
         let limit = settings.dsn_return_limit;
         let size = about.content.size();
-        let whole = Notice::wants_whole(kind, envelope.ret, size, limit);
+        let whole = Notice::wants_whole(kind, envelope.effective_ret(), size, limit);
         let most = if whole { limit } else { MAX_HEADER.min(limit) };
         let original = match gather(&*about.content, most).await {
             Ok(bytes) => Some(bytes),
@@ -53,7 +53,7 @@ impl Engine {
                 id: about.id,
                 reverse_path: sender,
                 envid: envelope.envid.as_deref(),
-                ret: envelope.ret,
+                ret: envelope.effective_ret(),
                 arrived: about.accepted_at,
                 message_id: about.keys.message_id.as_deref(),
                 subject: about.keys.subject.as_deref(),
@@ -76,7 +76,12 @@ impl Engine {
             wording: &wording,
         };
         let content = dsn::compose(&notice);
-        let envelope = notice.envelope(&content);
+        // RFC 8689 s. 5: a notice tells of the message, so it is protected like it.
+        let envelope = Envelope {
+            requiretls: envelope.requiretls,
+            tls_optional: envelope.tls_optional,
+            ..notice.envelope(&content)
+        };
         (envelope, Bytes::from(content))
     }
 }

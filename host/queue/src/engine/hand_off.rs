@@ -138,10 +138,11 @@ impl Engine {
             target: Target::Endpoint(Arc::new(endpoint)),
             reverse_path: envelope.reverse_path.clone(),
             envid: envelope.envid.clone(),
-            ret: envelope.ret,
+            ret: envelope.effective_ret(),
             body: envelope.body,
             smtputf8: envelope.smtputf8,
             requiretls: envelope.requiretls,
+            tls_optional: envelope.tls_optional,
             content: self.content_of(submission, draft),
             recipients: indices
                 .iter()

@@ -86,6 +86,9 @@ pub struct Job {
     pub body: BodyType,
     pub smtputf8: bool,
     pub requiretls: bool,
+    /// Deliver where the protection that the domain demands can't be had
+    /// (`TLS-Required: No`, RFC 8689 s. 5).
+    pub tls_optional: bool,
     pub content: Arc<dyn ContentReader>,
     pub recipients: Vec<JobRecipient>,
     /// The address to send from; `None`: the system's choice.

@@ -43,11 +43,7 @@ fn to(domain: &str) -> Arc<Destination> {
     Arc::new(Destination {
         domain: domain.into(),
         site: domain.into(),
-        hosts: vec![MxHost {
-            name: format!("mx.{domain}"),
-            preference: 10,
-            addresses: vec![],
-        }],
+        hosts: vec![MxHost::new(format!("mx.{domain}"), 10, vec![])],
         valid_until: Timestamp::FAR_FUTURE,
     })
 }

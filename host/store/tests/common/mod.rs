@@ -110,6 +110,7 @@ pub fn envelope(sender: Option<&str>, recipients: &[&str]) -> Arc<Envelope> {
         body: Default::default(),
         smtputf8: false,
         requiretls: false,
+        tls_optional: false,
         recipients: recipients
             .iter()
             .map(|r| Recipient {

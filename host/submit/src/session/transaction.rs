@@ -138,6 +138,7 @@ impl Session {
                 body: params.body,
                 smtputf8: params.smtputf8,
                 requiretls: params.requiretls,
+                tls_optional: false,
                 recipients: Vec::new(),
             },
             declared_size,
