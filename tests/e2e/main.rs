@@ -7,6 +7,7 @@ mod operator;
 mod passthrough;
 mod policies;
 mod postgres;
+mod submission;
 
 use std::time::Duration;
 

@@ -1,6 +1,8 @@
 //! A clock that moves only when it is told to.
 
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::task::Poll;
 
 use tidegate_mail::Timestamp;
 use tidegate_queue::{Clock, Fut};
@@ -22,13 +24,15 @@ impl Clock for SimClock {
         Timestamp::from_millis(self.0.load(Ordering::Relaxed))
     }
 
-    /// The engine's step never waits; only the limit of a hand-off, which the
-    /// simulated transport always beats, asks for this.
+    /// The engine's step never waits; only the limit of a hand-off asks for this. Nobody
+    /// is woken: a test that moves the clock meanwhile polls again.
     fn sleep_until(&self, at: Timestamp) -> Fut<'_, ()> {
-        if at <= self.now() {
-            Box::pin(std::future::ready(()))
-        } else {
-            Box::pin(std::future::pending())
-        }
+        Box::pin(poll_fn(move |_| {
+            if at <= self.now() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        }))
     }
 }

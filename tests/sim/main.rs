@@ -15,6 +15,7 @@ mod world;
 mod lifetimes;
 mod notices;
 mod parameters;
+mod passthrough;
 mod routes;
 mod seeds;
 mod waits;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_mail::{Enhanced, EventKind, Notify, Reply, Timestamp, TrafficClass};
-use tidegate_queue::route::{Action, AfterFailure, Managed, Question, Routing};
+use tidegate_queue::route::{Action, AfterFailure, Managed, Occasion, Question, Routing};
 use tidegate_queue::shape::{LaneState, Plan};
 use tidegate_queue::*;
 
@@ -131,7 +131,10 @@ impl Policy for ByRecipient {
         for (at, r) in question.envelope.recipients.iter().enumerate() {
             let local = r.address.as_str().split('@').next().unwrap_or_default();
             let kinds = ["managed", "own", "notify", "relay", "later"];
-            let action = kinds.iter().position(|k| *k == local).unwrap_or(0);
+            let action = match question.occasion {
+                Occasion::PassthroughFailed(_) => 0,
+                _ => kinds.iter().position(|k| *k == local).unwrap_or(0),
+            };
             routing.of_recipient[at] = action as u32;
         }
         Box::pin(std::future::ready(routing))

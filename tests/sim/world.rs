@@ -24,6 +24,10 @@ pub enum Manner {
     Later(u32),
     /// 550 to RCPT.
     Refuse,
+    /// The same, but for recipients of this local part.
+    TakesOnly(&'static str),
+    /// Says nothing, ever.
+    Hangs,
     /// No connection for the first n attempts.
     Unreachable(u32),
     /// The first n final replies are lost after the data was taken.
@@ -189,6 +193,9 @@ impl Transport for World {
                 ..Hop::nowhere(now)
             });
             let manner = self.manner(&domain);
+            if matches!(manner, Manner::Hangs) {
+                std::future::pending::<()>().await;
+            }
             let mut host_failure = false;
             let mut results = Vec::new();
             for r in &job.recipients {
@@ -207,6 +214,9 @@ impl Transport for World {
                 let earlier = self.count(&format!("rcpt {address}"));
                 let outcome = match manner {
                     Manner::Refuse => {
+                        Outcome::from_reply(Stage::Rcpt, reply(550, 1, 1, "no such user"))
+                    }
+                    Manner::TakesOnly(who) if address.split('@').next() != Some(who) => {
                         Outcome::from_reply(Stage::Rcpt, reply(550, 1, 1, "no such user"))
                     }
                     Manner::Greylist(n) if earlier < n => {

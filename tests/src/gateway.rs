@@ -111,6 +111,15 @@ address = "{ip}:{admin}"
         self
     }
 
+    /// Lets the listener in clear repair line ends.
+    pub fn repairing(mut self) -> Options {
+        self.table["submission"]["listener"][0]
+            .as_table_mut()
+            .expect("a table in the configuration")
+            .insert("repair_line_ends".to_owned(), true.into());
+        self
+    }
+
     fn listener(&self, at: usize) -> SocketAddr {
         self.table["submission"]["listener"][at]["address"]
             .as_str()

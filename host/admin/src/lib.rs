@@ -57,6 +57,10 @@ pub trait Host: Send + Sync + 'static {
     /// Puts a stored revision in force in a slot, for the next message.
     fn activate(&self, activation: Activation) -> Fut<'_, Result<(), ApiError>>;
 
+    /// Why a tenant's server can't be at this address, where it is written as one: it is the
+    /// gateway itself, or on its network. What a name stands for is checked at each use.
+    fn refuses_server(&self, host: &str, port: u16) -> Option<String>;
+
     /// Names of the configured exporters, which are the valid `export/NAME` slots.
     fn exporters(&self) -> Vec<String>;
 }

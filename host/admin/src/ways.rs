@@ -119,6 +119,10 @@ pub(crate) async fn add_server(
         tenant: tenant.id,
         name: new.name,
     };
+    if let Some(reason) = context.host.refuses_server(&server.host, server.port) {
+        return Err(ApiError::invalid("host", reason)
+            .remedy("give a public address of the tenant's own server, or a name that has one"));
+    }
     let existing = context.registry.servers().await?;
     if !new.replace
         && existing

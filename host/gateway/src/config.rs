@@ -138,6 +138,12 @@ table! {
         /// Most connections at the same time from one address (one IPv6 /64). High, since a CRM is
         /// one address; lower than `max_connections`, so that no address can take them all.
         max_connections_per_address: u32 = 12_288,
+        /// Memory for messages that are coming in, up to 256 KiB of each. What does not fit is written
+        /// to the store as it comes, like the rest of larger messages; a header that does
+        /// not fit is answered with 452 4.3.1. Beside this a connection with a message under way
+        /// takes up to 64 KiB, and one that the store is writing for up to 1 MiB more (64 KiB
+        /// each when there are many).
+        memory: Size = Size::mib(64),
         /// How long a session may be silent. RFC 5321 s. 4.5.3.2.7 asks for 5 minutes.
         idle_timeout: Span = Span::mins(5),
         /// How long a session may last at all, which bounds clients that drip.
@@ -217,6 +223,10 @@ table! {
         max_deliveries: u32 = 500,
         /// Most connections to one site, whatever a shaping policy says.
         max_site_connections: u16 = 20,
+        /// How long the client waits at most for the answer of a tenant's own server, to
+        /// which mail is passed through within the submission; then it gets 451. Shorter than the
+        /// client's own time-out, and long enough for a server that greylists by waiting.
+        passthrough_timeout: Span = Span::mins(1),
         /// Most messages over one connection where no policy says otherwise.
         messages_per_connection: u16 = 100,
         /// Memory for contents between acceptance and the first attempt; what does not fit

@@ -1,9 +1,12 @@
 //! What the admin API needs of this process: secrets, the directory, policies.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use tidegate_admin::{ApiError, Host, Upload};
+use tidegate_mail::Fault;
+use tidegate_net::smtp::Smtp;
 use tidegate_queue::{Activation, Directory, Engine, Fut, Registry, Revision, StoreResult};
 use tokio::sync::Mutex;
 
@@ -17,6 +20,8 @@ pub struct GatewayHost {
     pub key: Arc<MasterKey>,
     pub policies: Arc<Policies>,
     pub exporters: Vec<String>,
+    pub smtp: Arc<Smtp>,
+    pub allow_private: bool,
     /// One rebuild at a time, or an older state could replace a newer one.
     pub rebuilding: Mutex<()>,
 }
@@ -62,6 +67,16 @@ impl Host for GatewayHost {
             self.engine.directory_changed();
             Ok(())
         })
+    }
+
+    fn refuses_server(&self, host: &str, port: u16) -> Option<String> {
+        let ip = host.parse().ok()?;
+        let peer = SocketAddr::new(ip, port);
+        let what = match self.smtp.forbids(peer, self.allow_private)? {
+            Fault::LoopsToSelf => "this gateway itself",
+            _ => "on the gateway's own network, which tenants can't make it talk to",
+        };
+        Some(format!("{peer} is {what}"))
     }
 
     fn upload(&self, upload: Upload) -> Fut<'_, Result<Revision, ApiError>> {

@@ -170,6 +170,7 @@ pub fn settings(config: &Config) -> Result<Settings, Failure> {
         dsn_return_limit: delivery.return_limit.as_usize(),
         allow_private_destinations: delivery.allow_private_destinations,
         exporters: config.export.keys().cloned().collect(),
+        passthrough_timeout: delivery.passthrough_timeout.get(),
         bulk_recipients: delivery.bulk_recipients as usize,
         ..defaults
     })

@@ -41,6 +41,34 @@ pub fn run(loaded: Loaded, args: &ServeArgs) -> Outcome {
     runtime.block_on(serve(&loaded, args))
 }
 
+/// Takes all the open files that the process may have: service managers give 1,024 to begin
+/// with, and every connection is one.
+fn raise_file_limit(config: &Config) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files can't be raised");
+    }
+    // Connections in and out, and the files of the store.
+    let wanted = u64::from(config.submission.max_connections)
+        + u64::from(config.delivery.max_deliveries)
+        + 256;
+    if let Some(most) = getrlimit(Resource::Nofile).current
+        && most < wanted
+    {
+        tracing::warn!(
+            most,
+            wanted,
+            "fewer open files than submission.max_connections and delivery.max_deliveries may need; \
+             raise the limit (LimitNOFILE= of the service) or lower these"
+        );
+    }
+}
+
 fn master_key(config: &Config) -> Result<Arc<MasterKey>, Failure> {
     MasterKey::read(&config.master_key_file)
         .map(Arc::new)
@@ -83,6 +111,8 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
     let signals = Signals::new()?;
     let clock: Arc<dyn Clock> = Arc::new(OsClock);
     let started_at = clock.now();
+
+    raise_file_limit(config);
 
     // Everything that may refuse comes before anything that acts.
     let _held = DataDir::take_or_tell(&config.data_dir)?;
@@ -135,6 +165,9 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
         .local_addrs()
         .map_err(|e| Failure::failed(format!("submission: {e}"), ""))?;
 
+    let own = addresses.iter().copied().chain(admin_socket.local_addr());
+    smtp.listens_at(own.collect());
+
     let (stop_engine, engine_stops) = watch::channel(false);
     let delivering = tokio::spawn(
         engine
@@ -151,6 +184,8 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
         key,
         policies,
         exporters: config.export.keys().cloned().collect(),
+        smtp: smtp.clone(),
+        allow_private: config.delivery.allow_private_destinations,
         rebuilding: tokio::sync::Mutex::new(()),
     };
     let router = tidegate_admin::router(tidegate_admin::Context {

@@ -82,6 +82,7 @@ pub fn bind(
         requiretls: true,
         max_connections: submission.max_connections as usize,
         max_connections_per_address: submission.max_connections_per_address as usize,
+        memory: submission.memory.as_usize(),
         timeouts: Timeouts {
             command: idle,
             data: idle,

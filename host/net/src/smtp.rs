@@ -24,7 +24,7 @@ mod verify;
 mod wire;
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tidegate_mail::{Fault, Outcome, Stage};
@@ -36,7 +36,7 @@ use self::tls::TlsClient;
 pub(crate) use self::tls::roots;
 pub use self::tls::{TlsSetupError, TrustAnchors};
 use crate::resolver::DnsResolver;
-use crate::resolver::address::is_public;
+use crate::resolver::address::{is_foreign, is_of_this_machine, is_public};
 
 /// Time limits of the client (RFC 5321 s. 4.5.3.2). Each is for a whole reply.
 #[derive(Clone, Debug)]
@@ -135,6 +135,8 @@ pub struct Smtp {
     /// Addresses whose TLS does not work, and which take no connection.
     broken_tls: Memory,
     dead: Memory,
+    /// Where this gateway itself listens.
+    listeners: OnceLock<Vec<SocketAddr>>,
 }
 
 /// A host and one of its addresses.
@@ -158,10 +160,36 @@ impl Smtp {
             pool: Pool::new(config.pool_size, config.pool_idle),
             broken_tls: Memory::new(config.broken_tls_memory),
             dead: Memory::new(config.dead_host_memory),
+            listeners: OnceLock::new(),
             config,
             resolver,
             clock,
         })
+    }
+
+    /// Tells where this gateway listens itself; nobody is delivered to there. Counts once.
+    pub fn listens_at(&self, listeners: Vec<SocketAddr>) {
+        let _ = self.listeners.set(listeners);
+    }
+
+    fn is_own_listener(&self, peer: SocketAddr) -> bool {
+        let ip = peer.ip().to_canonical();
+        self.listeners.get().is_some_and(|listeners| {
+            listeners.iter().any(|own| {
+                let at = own.ip().to_canonical();
+                own.port() == peer.port()
+                    && (at == ip
+                        || (at.is_unspecified() || ip.is_unspecified()) && is_of_this_machine(ip))
+            })
+        })
+    }
+
+    /// Why a tenant's server can't be at this address: it is the gateway, or on its network.
+    pub fn forbids(&self, peer: SocketAddr, allow_private: bool) -> Option<Fault> {
+        if self.is_own_listener(peer) {
+            return Some(Fault::LoopsToSelf);
+        }
+        (!allow_private && !is_foreign(peer.ip())).then_some(Fault::ForbiddenAddress)
     }
 
     /// Connections at rest.
@@ -199,11 +227,23 @@ impl Smtp {
                 endpoint.allow_private
             }
         };
-        if !allow_private {
-            all.retain(|c| is_public(c.peer.ip()));
-            if all.is_empty() {
-                return Err(Outcome::from_fault(Stage::Dns, Fault::ForbiddenAddress));
-            }
+        let of_tenant = matches!(&job.target, Target::Endpoint(e) if e.of_tenant);
+        let mut forbidden = None;
+        all.retain(|c| {
+            let fault = if of_tenant {
+                self.forbids(c.peer, allow_private)
+            } else if self.is_own_listener(c.peer) {
+                Some(Fault::LoopsToSelf)
+            } else {
+                (!allow_private && !is_public(c.peer.ip())).then_some(Fault::ForbiddenAddress)
+            };
+            forbidden = forbidden.or(fault);
+            fault.is_none()
+        });
+        if let Some(fault) = forbidden
+            && all.is_empty()
+        {
+            return Err(Outcome::from_fault(Stage::Dns, fault));
         }
         if let Some(source) = job.source {
             all.retain(|c| same_family(c.peer.ip(), source));

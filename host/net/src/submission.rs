@@ -11,6 +11,7 @@ mod auth;
 mod cache;
 mod connection;
 mod content;
+mod memory;
 mod rules;
 mod slots;
 mod stream;
@@ -34,6 +35,7 @@ use tokio_rustls::TlsAcceptor;
 
 use auth::Authenticator;
 pub use auth::{AuthConfig, password_hasher};
+use memory::Memory;
 use slots::Slots;
 
 /// How a listener is protected.
@@ -105,6 +107,8 @@ pub struct SubmissionConfig {
     pub max_connections_per_address: usize,
     /// Messages up to this size are kept in memory, others are streamed to the store.
     pub spool_above: usize,
+    /// For all messages kept so together; beyond it smaller ones are streamed too.
+    pub memory: usize,
     /// Whether a tenant may send with the null reverse-path.
     pub allow_null_reverse_path: bool,
     /// Whether REQUIRETLS (RFC 8689) is offered.
@@ -125,6 +129,7 @@ impl Default for SubmissionConfig {
             // No single address can take the last quarter.
             max_connections_per_address: 12_288,
             spool_above: 256 * 1024,
+            memory: 64 * 1024 * 1024,
             allow_null_reverse_path: false,
             requiretls: false,
             timeouts: Timeouts::default(),
@@ -178,6 +183,7 @@ struct Shared {
     clock: Arc<dyn Clock>,
     auth: Authenticator,
     slots: Arc<Slots>,
+    memory: Arc<Memory>,
     stats: Arc<SubmissionStats>,
     stop: watch::Sender<Stop>,
 }
@@ -225,6 +231,7 @@ impl Submission {
         }
         let auth = Authenticator::new(config.auth, directory.clone(), clock.clone())?;
         let slots = Slots::new(config.max_connections, config.max_connections_per_address);
+        let memory = Memory::new(config.memory);
         Ok(Submission {
             listeners,
             shared: Arc::new(Shared {
@@ -235,6 +242,7 @@ impl Submission {
                 clock,
                 auth,
                 slots,
+                memory,
                 stats: Arc::default(),
                 stop: watch::Sender::new(Stop::Running),
             }),

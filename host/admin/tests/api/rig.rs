@@ -106,6 +106,10 @@ impl Host for TestHost {
         Ok(format!("sealed:{}", secret.len()))
     }
 
+    fn refuses_server(&self, host: &str, _port: u16) -> Option<String> {
+        (host == "10.0.0.1").then(|| "10.0.0.1 is on the gateway's network".to_owned())
+    }
+
     fn directory_changed(&self) -> Fut<'_, StoreResult<()>> {
         self.reloads.fetch_add(1, Ordering::Relaxed);
         Box::pin(async { Ok(()) })

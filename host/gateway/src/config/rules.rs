@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::load::{Problem, place_of};
-use super::{Config, DnssecMode, ListenerTls, Span, resolver_address};
+use super::{Config, DnssecMode, ListenerTls, Size, Span, resolver_address};
 
 /// The checks that types can't do.
 pub(super) struct Check<'a> {
@@ -120,6 +120,13 @@ impl Check<'_> {
             "submission.max_connections_per_address",
             submission.max_connections_per_address.into(),
         );
+        if submission.memory < Size::mib(1) {
+            self.fail(
+                "submission.memory",
+                "too small for mail to come in side by side",
+                "use 1MiB or more",
+            );
+        }
         self.at_least(
             "submission.idle_timeout",
             submission.idle_timeout,
@@ -219,6 +226,11 @@ impl Check<'_> {
                 "set delivery.dnssec to \"validate\", or remove them",
             );
         }
+        self.at_least(
+            "delivery.passthrough_timeout",
+            delivery.passthrough_timeout,
+            Span::secs(1),
+        );
         for (n, text) in delivery.resolvers.iter().enumerate() {
             if resolver_address(text).is_none() {
                 self.fail(

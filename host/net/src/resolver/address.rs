@@ -4,7 +4,7 @@
 //! gateway at its own network. Unless private destinations are allowed, everything that
 //! is not a global unicast address is refused.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 /// Whether mail may be sent there when private destinations are not allowed.
 pub fn is_public(address: IpAddr) -> bool {
@@ -12,6 +12,29 @@ pub fn is_public(address: IpAddr) -> bool {
         IpAddr::V4(v4) => is_public_v4(v4),
         IpAddr::V6(v6) => is_public_v6(v6),
     }
+}
+
+/// Whether the address is public and another machine's.
+pub fn is_foreign(address: IpAddr) -> bool {
+    is_public(address) && !is_of_this_machine(address)
+}
+
+/// Whether the address is one of this machine's own: the kernel would call it from that very
+/// address. Connecting a datagram socket asks it, and sends nothing.
+pub fn is_of_this_machine(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let own = UdpSocket::bind((any, 0)).and_then(|socket| {
+        // Any port will do.
+        socket.connect((address, 9))?;
+        socket.local_addr()
+    });
+    address.is_unspecified()
+        || address.is_loopback()
+        || own.is_ok_and(|own| own.ip().to_canonical() == address)
 }
 
 fn is_public_v4(address: Ipv4Addr) -> bool {
@@ -105,6 +128,27 @@ mod tests {
             "::7f00:1",
         ] {
             assert!(!is_public(special.parse().unwrap()), "{special}");
+        }
+    }
+
+    #[test]
+    fn own_addresses_are_known() {
+        for own in [
+            "127.0.0.1",
+            "127.9.8.7",
+            "::ffff:127.0.0.1",
+            "0.0.0.0",
+            "::",
+        ] {
+            assert!(is_of_this_machine(own.parse().unwrap()), "{own}");
+        }
+        for other in ["192.0.2.1", "8.8.8.8", "2001:db8::1"] {
+            assert!(!is_of_this_machine(other.parse().unwrap()), "{other}");
+        }
+        // The address that this machine calls others from, whatever it is, is its own.
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        if socket.connect("192.0.2.1:9").is_ok() {
+            assert!(is_of_this_machine(socket.local_addr().unwrap().ip()));
         }
     }
 

@@ -304,7 +304,8 @@ impl Delivery<'_> {
         let smtp = self.smtp;
         let (auth, detect_self) = match &self.job.target {
             Target::Mx(_) => (None, true),
-            Target::Endpoint(endpoint) => (endpoint.auth.as_ref(), false),
+            // An operator's smarthost may go by any name.
+            Target::Endpoint(endpoint) => (endpoint.auth.as_ref(), endpoint.of_tenant),
         };
         let opportunistic = demand.mode == TlsMode::Opportunistic;
         let mut call = Call {

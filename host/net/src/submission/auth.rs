@@ -299,6 +299,72 @@ mod tests {
         assert!(auth.check(peer(), claim("crm", "changed")).await.is_ok());
     }
 
+    /// Nobody learns from the time whether a user exists.
+    #[tokio::test]
+    async fn a_user_who_does_not_exist_costs_as_much_as_a_wrong_password() {
+        let hash = password_hasher()
+            .hash_password_with_salt(b"secret", b"saltsaltsalt")
+            .unwrap();
+        let (auth, shared, _) = set_up(AuthConfig::default());
+        let crm = Credential {
+            user: "crm".into(),
+            tenant: "acme".into(),
+            hash: hash.to_string(),
+            bulk: false,
+        };
+        let with_real_cost = Directory::new(vec![], vec![crm], vec![], vec![]);
+        shared.store(Arc::new(with_real_cost));
+        // By turns, and the quickest of each: a busy machine only ever adds.
+        let mut quickest = [Duration::MAX; 2];
+        for _ in 0..6 {
+            for (user, quickest) in ["crm", "nobody"].iter().zip(&mut quickest) {
+                let begun = std::time::Instant::now();
+                let reply = auth.check(peer(), claim(user, "guess")).await.unwrap_err();
+                assert_eq!(reply.code, 535);
+                *quickest = begun.elapsed().min(*quickest);
+            }
+        }
+        let [known, unknown] = quickest;
+        assert!(
+            unknown > known / 3 && known > unknown / 3,
+            "{known:?} {unknown:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn logins_beyond_what_the_pool_can_take_are_told_to_come_back() {
+        let config = AuthConfig {
+            checks: 2,
+            failures_per_address: u32::MAX,
+            failures_per_user: u32::MAX,
+            ..AuthConfig::default()
+        };
+        let (auth, _, _) = set_up(config);
+        // No check can begin, so that all stand in the queue.
+        let both = auth.pool.clone().acquire_many_owned(2).await.unwrap();
+        let auth = Arc::new(auth);
+        let mut logins = tokio::task::JoinSet::new();
+        for n in 0..MAX_WAITING + 50 {
+            let auth = auth.clone();
+            logins.spawn(async move {
+                auth.check(peer(), claim("crm", &format!("guess {n}")))
+                    .await
+                    .unwrap_err()
+                    .code
+            });
+        }
+        for _ in 0..50 {
+            assert_eq!(logins.join_next().await.unwrap().unwrap(), 454);
+        }
+        drop(both);
+        while let Some(code) = logins.join_next().await {
+            assert_eq!(code.unwrap(), 535);
+        }
+        // The queue is empty again, and the right password gets in.
+        assert_eq!(auth.pool.available_permits(), 2);
+        auth.check(peer(), claim("crm", "secret")).await.unwrap();
+    }
+
     #[tokio::test]
     async fn guessing_ends_but_a_client_that_is_known_goes_on() {
         let config = AuthConfig {

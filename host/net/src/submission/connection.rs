@@ -297,6 +297,7 @@ impl Connection {
             &trace.render(),
             self.session.declared_size(),
             self.shared.config.spool_above,
+            self.shared.memory.hold(),
             at,
         )));
     }
@@ -308,7 +309,8 @@ impl Connection {
             return Reply::new(451, Enhanced::new(4, 3, 0), "internal error, try again");
         };
         let id = message.id;
-        let (header, content) = match message.finish(&self.shared.config.hostname).await {
+        // The memory counts as held until the message is answered for.
+        let (header, content, _held) = match message.finish(&self.shared.config.hostname).await {
             Ok(parts) => parts,
             Err(reply) => return reply,
         };

@@ -9,6 +9,8 @@ use tidegate_mail::{Enhanced, MessageId, Reply, Timestamp};
 use tidegate_queue::{Content, ContentWriter, Intake, StoreError};
 use tidegate_submit::Part;
 
+use super::memory::Held;
+
 pub struct Message {
     pub id: MessageId,
     /// Trace field and what follows; taken away piece by piece once there is a writer.
@@ -17,6 +19,7 @@ pub struct Message {
     header: Option<HeaderBlock>,
     writer: Option<Box<dyn ContentWriter>>,
     spool_above: usize,
+    held: Held,
     at: Timestamp,
 }
 
@@ -27,6 +30,7 @@ impl Message {
         trace: &str,
         declared: u64,
         spool_above: usize,
+        held: Held,
         at: Timestamp,
     ) -> Self {
         let expected = match usize::try_from(declared) {
@@ -44,6 +48,7 @@ impl Message {
             header: None,
             writer: None,
             spool_above,
+            held,
             at,
         }
     }
@@ -63,7 +68,12 @@ impl Message {
             return writer.append(piece).await.map_err(|e| storage_reply(&e));
         }
         self.buffer.extend_from_slice(&piece);
-        if self.header.is_none() || self.buffer.len() <= self.spool_above {
+        let room = self.held.set(self.buffer.len());
+        if self.header.is_none() {
+            // A header is kept whole, so there is no other way.
+            return if room { Ok(()) } else { Err(no_room()) };
+        }
+        if room && self.buffer.len() <= self.spool_above {
             return Ok(());
         }
         let mut writer = intake
@@ -76,17 +86,19 @@ impl Message {
             .map_err(|e| storage_reply(&e))?;
         self.writer = Some(writer);
         self.buffer = BytesMut::new();
+        self.held.set(0);
         Ok(())
     }
 
-    pub async fn finish(mut self, hostname: &str) -> Result<(HeaderBlock, Content), Reply> {
+    /// What is held is to be kept for as long as the content.
+    pub async fn finish(mut self, hostname: &str) -> Result<(HeaderBlock, Content, Held), Reply> {
         self.end_header(hostname);
         let header = self.header.unwrap_or_default();
         let content = match self.writer {
             Some(writer) => writer.finish().await.map_err(|e| storage_reply(&e))?,
             None => Content::Memory(self.buffer.freeze()),
         };
-        Ok((header, content))
+        Ok((header, content, self.held))
     }
 
     /// Completes the header block, once: what lies in the buffer is all of it.
@@ -150,6 +162,15 @@ fn field_name(line: &[u8]) -> Option<&[u8]> {
     (!name.is_empty() && name.iter().all(|b| matches!(b, b'!'..=b'~'))).then_some(name)
 }
 
+fn no_room() -> Reply {
+    tracing::warn!("submission: more mail at once than submission.memory has room for");
+    Reply::new(
+        452,
+        Enhanced::new(4, 3, 1),
+        "too much mail at once, try again later",
+    )
+}
+
 /// Not a fault of the message, so never a 5xx.
 fn storage_reply(error: &StoreError) -> Reply {
     tracing::error!(%error, "submission: storing a message failed");
@@ -174,7 +195,8 @@ mod tests {
     fn message(text: &str) -> (String, HeaderBlock) {
         let id: MessageId = "1j8k2m3n4p5q6".parse().unwrap();
         let at = Timestamp::from_secs(1_795_489_500);
-        let mut message = Message::begin(id, "Received: trace\r\n", 0, 1 << 20, at);
+        let held = crate::submission::memory::Memory::new(1 << 20).hold();
+        let mut message = Message::begin(id, "Received: trace\r\n", 0, 1 << 20, held, at);
         message.buffer.extend_from_slice(text.as_bytes());
         message.end_header("mx.example");
         let text = String::from_utf8(message.buffer.to_vec()).unwrap();

@@ -94,6 +94,7 @@ pub fn endpoint(port: u16, tls: TlsMode) -> Endpoint {
         tls,
         auth: None,
         allow_private: true,
+        of_tenant: true,
     }
 }
 

@@ -177,6 +177,111 @@ async fn forbidden_addresses_are_never_called() {
     assert_eq!(peer.connections(), 0);
 }
 
+/// Names that a tenant could register with a public address, and point elsewhere afterwards.
+#[tokio::test]
+async fn a_tenant_s_server_is_checked_at_each_use_and_never_on_our_own_network() {
+    let dns = Dns::start().await;
+    // All that is called at all ends here.
+    let peer = Peer::start(|_| None).await;
+    let smtp = Smtp::new(config(1), dns_at(dns.address), Arc::new(OsClock)).unwrap();
+    let target_at = |host: &str, allow_private| {
+        let mut job = job(&["a@x.example"]);
+        let mut target = endpoint(peer.port(), TlsMode::None);
+        target.host = host.to_owned();
+        target.allow_private = allow_private;
+        job.target = Target::Endpoint(Arc::new(target));
+        job
+    };
+    let forbidden = ["Permanent dns 5.4.6 ForbiddenAddress"];
+    for (n, address) in [
+        "127.0.0.1",
+        "127.8.8.8",
+        "0.0.0.0",
+        "10.1.2.3",
+        "172.16.0.1",
+        "192.168.1.1",
+        "100.64.0.1",
+        "169.254.169.254",
+        "224.0.0.1",
+        "255.255.255.255",
+        "::1",
+        "::",
+        "::127.0.0.1",
+        "::ffff:127.0.0.1",
+        "::ffff:10.0.0.1",
+        "64:ff9b::7f00:1",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::a00:1",
+        "2002:7f00:1::1",
+        "fe80::1",
+        "fd00::1",
+        "ff02::1",
+    ]
+    .iter()
+    .enumerate()
+    {
+        // As it is written, and behind a name.
+        let name = format!("smtp{n}.tenant.example");
+        dns.ip(&name, address);
+        for host in [*address, name.as_str()] {
+            let done = deliver(&smtp, target_at(host, false)).await;
+            assert_eq!(summary(&done), forbidden, "{host} {address}");
+            assert!(!done.host_failure, "it is no fault of the address");
+        }
+    }
+    // The name was good once: what it stands for now is what counts.
+    dns.ip("moves.example", "127.0.0.1");
+    let done = deliver(&smtp, target_at("moves.example", true)).await;
+    assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"]);
+    let done = deliver(&smtp, target_at("moves.example", false)).await;
+    assert_eq!(
+        summary(&done),
+        forbidden,
+        "not over a kept connection either"
+    );
+    assert_eq!(peer.connections(), 1);
+}
+
+#[tokio::test]
+async fn nobody_is_led_to_the_gateway_s_own_listeners() {
+    let ourselves = Peer::start(|_| None).await;
+    let port = ourselves.port();
+    for listeners in [
+        vec![ourselves.address],
+        vec![std::net::SocketAddr::from(([0, 0, 0, 0], port))],
+        vec![std::net::SocketAddr::from((
+            std::net::Ipv6Addr::UNSPECIFIED,
+            port,
+        ))],
+    ] {
+        let smtp = smtp(config(port));
+        smtp.listens_at(listeners);
+        let mut to_server = job(&["a@x.example"]);
+        to_server.target = Target::Endpoint(Arc::new(endpoint(port, TlsMode::None)));
+        for job in [job(&["a@x.example"]), to_server] {
+            let done = deliver(&smtp, job).await;
+            assert_eq!(summary(&done), ["Permanent dns 5.4.6 LoopsToSelf"]);
+        }
+        // The other port of the same address is somebody else.
+        let other = Peer::start(|_| None).await;
+        let mut to_other = job(&["a@x.example"]);
+        to_other.target = Target::Endpoint(Arc::new(endpoint(other.port(), TlsMode::None)));
+        assert_eq!(
+            summary(&deliver(&smtp, to_other).await),
+            ["Delivered dot 2.0.0 250"]
+        );
+    }
+    assert_eq!(ourselves.connections(), 0);
+
+    // Behind a port forwarder it is known by its name.
+    let mirror = Peer::start(|t| t.is("EHLO").then_some(Do::Say("250 gate.example"))).await;
+    let mut to_mirror = job(&["a@x.example"]);
+    to_mirror.target = Target::Endpoint(Arc::new(endpoint(mirror.port(), TlsMode::None)));
+    let done = deliver(&smtp(config(1)), to_mirror).await;
+    assert_eq!(summary(&done), ["Permanent ehlo 5.4.6 LoopsToSelf"]);
+    assert_eq!(mirror.count("MAIL"), 0);
+}
+
 #[tokio::test]
 async fn the_source_address_is_used() {
     let peer = Peer::start(|_| None).await;

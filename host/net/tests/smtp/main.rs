@@ -8,5 +8,6 @@ mod dane;
 mod hosts;
 mod pool;
 mod replies;
+mod stages;
 mod sts;
 mod tls;

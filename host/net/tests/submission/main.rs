@@ -315,6 +315,73 @@ async fn idle_clients_are_told_so_and_closed() {
 }
 
 #[tokio::test]
+async fn a_client_that_drips_is_cut_off_with_the_session() {
+    let server = start(Remembering::default(), |config| {
+        config.timeouts.session = Duration::from_millis(600);
+    });
+    // One drips a command, the other a message.
+    let mut commands = server.connect(2).await;
+    commands.expect("220").await;
+    let mut message = server.logged_in("crm").await;
+    message.begin().await;
+    for client in [commands, message] {
+        let (mut reader, mut writer) = tokio::io::split(client.0.into_inner());
+        let dripping = tokio::spawn(async move {
+            while writer.write_all(b"x").await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        let mut heard = String::new();
+        // The end may be a reset: the client goes on talking.
+        let _ = tokio::time::timeout(Duration::from_secs(30), reader.read_to_string(&mut heard))
+            .await
+            .expect("it ends");
+        assert!(heard.starts_with("421 4.4.2"), "{heard:?}");
+        dripping.abort();
+    }
+    assert!(server.taken().is_empty());
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn messages_beyond_the_memory_are_streamed_and_headers_refused() {
+    let server = start(Remembering::default(), |config| {
+        config.memory = 32 * 1024;
+    });
+    // Holds most of it, with its message half sent.
+    let mut first = server.logged_in("crm").await;
+    first.begin().await;
+    first
+        .send(&format!("A: b\r\n\r\n{}", "held\r\n".repeat(4_500)))
+        .await;
+    // The next goes to the store as it comes, although it is small.
+    let mut second = server.logged_in("crm").await;
+    second.begin().await;
+    let body = "text\r\n".repeat(2_000);
+    second.command(&format!("A: b\r\n\r\n{body}."), "250").await;
+    let taken = server.taken();
+    assert!(taken[0].streamed && taken[0].content.ends_with(&body));
+    // A header has to be whole.
+    second.begin().await;
+    second
+        .command(
+            &format!("A: b\r\n{}\r\nx\r\n.", "B: c\r\n".repeat(4_000)),
+            "452 4.3.1 too much mail at once",
+        )
+        .await;
+    // With the first gone there is room.
+    first.command(".", "250").await;
+    second.begin().await;
+    second.command(&format!("A: b\r\n\r\n{body}."), "250").await;
+    let taken = server.taken();
+    assert_eq!(
+        taken.iter().map(|t| t.streamed).collect::<Vec<_>>(),
+        [false, false]
+    );
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn connections_are_limited_and_places_are_given_back() {
     let server = start(Remembering::default(), |config| {
         config.max_connections_per_address = 2;

@@ -166,7 +166,7 @@ impl Engine {
         }
     }
 
-    fn question(
+    pub(super) fn question(
         &self,
         submission: &Submission,
         envelope: Arc<tidegate_mail::Envelope>,

@@ -230,6 +230,7 @@ impl Engine {
                     auth,
                     // The operator named it; a smarthost on the own network is usual.
                     allow_private: true,
+                    of_tenant: false,
                 };
                 (Target::Endpoint(Arc::new(endpoint)), None)
             }

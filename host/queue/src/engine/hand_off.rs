@@ -4,15 +4,18 @@
 //! where a 250 has to be given, for other recipients or because the policy wants a notice
 //! rather than a refusal, does a refused one become ours.
 
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 
-use tidegate_mail::{Enhanced, Event, EventKind, Fault, Outcome, Reply, Stage, Verdict};
+use tidegate_mail::{Enhanced, Event, EventKind, Fault, Outcome, Reply, Stage, Timestamp, Verdict};
 
 use super::accept::{Draft, Sorted};
 use super::{Engine, add};
 use crate::intake::Submission;
 use crate::ports::*;
-use crate::route::{AfterFailure, Managed};
+use crate::route::{Action, AfterFailure, Occasion, Question};
 
 /// Whether the hand-off settled the submission.
 pub(super) enum Handed {
@@ -22,27 +25,45 @@ pub(super) enum Handed {
     GoesOn,
 }
 
+/// A recipient that nobody has taken.
+struct Failed {
+    index: u32,
+    outcome: Outcome,
+    /// The tenant's server that did not take it; `None`: the policy refused it afterwards.
+    host: Option<String>,
+}
+
 impl Engine {
-    /// Makes the attempts of all passthrough recipients. What has to become durable is
-    /// moved into `draft` and `sorted`.
+    /// Makes the attempts of all passthrough recipients, at all their servers at the same time.
+    /// What has to become durable is moved into `draft` and `sorted`.
     pub(super) async fn hand_off(
         &self,
         submission: &Submission,
         draft: &mut Draft,
         sorted: &mut Sorted,
     ) -> Handed {
+        let groups = std::mem::take(&mut sorted.passthrough);
+        let until = self.now().plus(self.parts.settings.passthrough_timeout);
+        let attempts = groups
+            .iter()
+            .map(|(server, _, indices)| {
+                add(&self.counters.passthrough_tried, indices.len() as u64);
+                Box::pin(self.attempt_at(submission, draft, server, indices, until))
+            })
+            .collect();
+        let answers = together(attempts).await;
         let mut taken: Option<Reply> = None;
-        let mut failed: Vec<(u32, Outcome, String)> = Vec::new();
+        let mut deferred: Option<Reply> = None;
+        let mut failed: Vec<Failed> = Vec::new();
         let mut to_notify = false;
-        for (server, after_failure, indices) in std::mem::take(&mut sorted.passthrough) {
-            add(&self.counters.passthrough_tried, indices.len() as u64);
-            let results = self.attempt_at(submission, draft, &server, &indices).await;
+        for ((server, after_failure, _), results) in groups.into_iter().zip(answers) {
             let host = self
                 .parts
                 .directory
                 .load()
                 .server(&submission.tenant, &server)
                 .map_or(server, |s| s.host.clone());
+            let mut again = Vec::new();
             for (index, outcome) in results {
                 match (outcome.verdict, after_failure) {
                     (Verdict::Delivered, _) => {
@@ -51,24 +72,45 @@ impl Engine {
                             taken = outcome.reply;
                         }
                     }
-                    (_, AfterFailure::ManagedRelay) => {
-                        self.tried(submission, draft, index);
-                        sorted.managed.push((index, Managed::default()));
-                    }
+                    (_, AfterFailure::ManagedRelay) => again.push((index, outcome)),
                     _ => {
                         to_notify |= after_failure == AfterFailure::GiveUpAndNotify;
-                        failed.push((index, outcome, host.clone()));
+                        failed.push(Failed {
+                            index,
+                            outcome,
+                            host: Some(host.clone()),
+                        });
                     }
                 }
             }
+            if !again.is_empty() {
+                let later = self
+                    .ask_again(submission, draft, &again, sorted, &mut failed)
+                    .await;
+                deferred = deferred.or(later);
+            }
+        }
+        if taken.is_none()
+            && let Some(reply) = deferred
+        {
+            // Nobody has anything yet: the client is to come again with all of them.
+            for failed in failed.iter().filter(|f| f.host.is_some()) {
+                self.tried(submission, draft, failed.index);
+            }
+            return self.answered(submission, draft, reply).await;
         }
         if !sorted.managed.is_empty()
             || to_notify
             || (taken.is_some() && !(failed.is_empty() && sorted.refused.is_empty()))
         {
             // A 250 has to be given, so each refused one is owed a notice.
-            for (index, outcome, host) in failed {
-                self.bounce_at_birth(submission, draft, index, outcome, Some(host));
+            for failed in failed {
+                let Failed {
+                    index,
+                    outcome,
+                    host,
+                } = failed;
+                self.bounce_at_birth(submission, draft, index, outcome, host);
             }
             return Handed::GoesOn;
         }
@@ -86,15 +128,78 @@ impl Engine {
                 // A 4xx among the answers: the client is to come again with all of them.
                 let worst = failed
                     .iter()
-                    .find(|(_, o, _)| o.verdict != Verdict::Permanent)
+                    .find(|f| f.outcome.verdict != Verdict::Permanent)
                     .or(failed.first())
-                    .map(|(_, o, _)| answer_for(o));
-                for (index, _, _) in &failed {
-                    self.tried(submission, draft, *index);
+                    .map(|f| answer_for(&f.outcome));
+                for failed in failed.iter().filter(|f| f.host.is_some()) {
+                    self.tried(submission, draft, failed.index);
                 }
                 worst.unwrap_or_else(|| Reply::new(451, Enhanced::new(4, 3, 0), "try again later"))
             }
         };
+        self.answered(submission, draft, reply).await
+    }
+
+    /// Asks the policy what is to become of recipients that a tenant's server did not take and
+    /// whose route has more to say. A `defer` is returned.
+    async fn ask_again(
+        &self,
+        submission: &Submission,
+        draft: &mut Draft,
+        again: &[(u32, Outcome)],
+        sorted: &mut Sorted,
+        failed: &mut Vec<Failed>,
+    ) -> Option<Reply> {
+        for (index, _) in again {
+            self.tried(submission, draft, *index);
+        }
+        let telling = again
+            .iter()
+            .find(|(_, o)| o.verdict != Verdict::Permanent)
+            .or(again.first())
+            .map(|(_, outcome)| answer_for(outcome))?;
+        let envelope = tidegate_mail::Envelope {
+            recipients: again
+                .iter()
+                .map(|(index, _)| draft.envelope.recipients[*index as usize].clone())
+                .collect(),
+            ..tidegate_mail::Envelope::clone(&draft.envelope)
+        };
+        let question = Question {
+            occasion: Occasion::PassthroughFailed(telling),
+            ..self.question(submission, Arc::new(envelope), draft.class, draft.now)
+        };
+        let routing = self.parts.policy.route(&question).await;
+        if let Some(why) = &routing.fallback {
+            add(&self.counters.policy_fallbacks, 1);
+            draft.routing.fallback.get_or_insert_with(|| why.clone());
+        }
+        let mut deferred = None;
+        for (at, (index, outcome)) in again.iter().enumerate() {
+            let outcome = match routing.action(at) {
+                Action::Managed(managed) => {
+                    sorted.managed.push((*index, managed.clone()));
+                    continue;
+                }
+                // No answer to this question; the policy host lets none through.
+                Action::Passthrough { .. } => outcome.clone(),
+                Action::Defer(reply) => {
+                    deferred.get_or_insert_with(|| reply.clone());
+                    Outcome::from_reply(Stage::Local, reply.clone())
+                }
+                Action::Refuse(reply) => Outcome::from_reply(Stage::Local, reply.clone()),
+            };
+            failed.push(Failed {
+                index: *index,
+                outcome,
+                host: None,
+            });
+        }
+        deferred
+    }
+
+    /// The submission ends with this reply, and all that is kept is that an attempt was made.
+    async fn answered(&self, submission: &Submission, draft: &mut Draft, reply: Reply) -> Handed {
         let logged = LoggedMessage {
             id: submission.id,
             tenant: submission.tenant.clone(),
@@ -128,6 +233,7 @@ impl Engine {
         draft: &Draft,
         server: &str,
         indices: &[u32],
+        until: Timestamp,
     ) -> Vec<(u32, Outcome)> {
         let all = |outcome: Outcome| indices.iter().map(|i| (*i, outcome.clone())).collect();
         let Some(endpoint) = self.endpoint(&submission.tenant, server) else {
@@ -154,14 +260,13 @@ impl Engine {
             source: None,
             messages_per_connection: 100,
         };
-        let limit = self.now().plus(self.parts.settings.passthrough_timeout);
         tokio::select! {
             hand_off = self.parts.transport.deliver(job) => hand_off
                 .results
                 .into_iter()
                 .map(|r| (r.index, r.outcome))
                 .collect(),
-            () = self.parts.clock.sleep_until(limit) => {
+            () = self.parts.clock.sleep_until(until) => {
                 all(Outcome::from_fault(Stage::Local, Fault::Timeout))
             }
         }
@@ -180,6 +285,7 @@ impl Engine {
             tls: server.tls,
             auth,
             allow_private: self.parts.settings.allow_private_destinations,
+            of_tenant: true,
         })
     }
 
@@ -198,6 +304,27 @@ impl Engine {
             }),
         }
     }
+}
+
+/// Runs all at the same time; their outputs in the same order.
+async fn together<F: Future>(mut running: Vec<Pin<Box<F>>>) -> Vec<F::Output> {
+    let mut done: Vec<Option<F::Output>> = running.iter().map(|_| None).collect();
+    poll_fn(|cx| {
+        for (future, slot) in running.iter_mut().zip(&mut done) {
+            if slot.is_none()
+                && let Poll::Ready(output) = future.as_mut().poll(cx)
+            {
+                *slot = Some(output);
+            }
+        }
+        if done.iter().all(Option::is_some) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    })
+    .await;
+    done.into_iter().flatten().collect()
 }
 
 /// The tenant's server's answer as ours; without one, 451 with what was found.

@@ -34,6 +34,8 @@ pub struct Endpoint {
     /// Loopback and private addresses are refused unless this is set: a tenant's
     /// server must not be on the gateway's own network.
     pub allow_private: bool,
+    /// A tenant named it, so it must not be the gateway itself either.
+    pub of_tenant: bool,
 }
 
 /// Where a job goes.

@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 
 use bytes::{Bytes, BytesMut};
@@ -158,7 +159,12 @@ impl Loader {
     }
 }
 
-/// Streams a large content into segments, a record per megabyte.
+/// Streams at the same time beyond which each gets smaller records: what a record is made of
+/// lies in memory until it is full.
+const MANY_STREAMS: usize = 16;
+const SMALL_RECORD: usize = 64 * 1024;
+
+/// Streams a large content into segments, a record per megabyte, or per 64 KiB where there are many.
 pub(crate) struct SegmentWriter {
     segments: Arc<Segments>,
     pending: BytesMut,
@@ -168,6 +174,7 @@ pub(crate) struct SegmentWriter {
 
 impl SegmentWriter {
     pub fn new(segments: Arc<Segments>) -> Self {
+        segments.streams.fetch_add(1, Ordering::Relaxed);
         SegmentWriter {
             segments,
             pending: BytesMut::new(),
@@ -203,13 +210,28 @@ impl ContentWriter for SegmentWriter {
     fn append(&mut self, chunk: Bytes) -> Fut<'_, StoreResult<()>> {
         Box::pin(async move {
             self.size += chunk.len() as u64;
-            self.pending.extend_from_slice(&chunk);
-            let most = self.segments.max_record();
-            while self.pending.len() >= most {
-                let data = self.pending.split_to(most).freeze();
+            let mut most = self.segments.max_record();
+            if self.segments.streams.load(Ordering::Relaxed) > MANY_STREAMS {
+                most = most.min(SMALL_RECORD);
+            }
+            let mut rest = chunk;
+            loop {
+                let room = most.saturating_sub(self.pending.len());
+                if rest.len() < room {
+                    self.pending.extend_from_slice(&rest);
+                    return Ok(());
+                }
+                let part = rest.split_to(room);
+                let data = if self.pending.is_empty() {
+                    part
+                } else {
+                    self.pending.extend_from_slice(&part);
+                    // A buffer that was written is given up, not filled again: it may be
+                    // far larger than the next needs.
+                    std::mem::take(&mut self.pending).freeze()
+                };
                 self.write(data).await?;
             }
-            Ok(())
         })
     }
 
@@ -231,6 +253,7 @@ impl ContentWriter for SegmentWriter {
 impl Drop for SegmentWriter {
     fn drop(&mut self) {
         self.segments.release(&self.pieces);
+        self.segments.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -12,6 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 use std::time::{Duration, Instant};
 
@@ -81,6 +82,8 @@ pub(crate) struct Segments {
     state: Mutex<State>,
     changed: Notify,
     chores: mpsc::Sender<Chore>,
+    /// Contents that are being streamed in.
+    pub streams: AtomicUsize,
 }
 
 fn path(dir: &Path, number: u32) -> PathBuf {
@@ -202,6 +205,7 @@ impl Segments {
             }),
             changed: Notify::new(),
             chores,
+            streams: AtomicUsize::new(0),
         });
         let weak = Arc::downgrade(&store);
         std::thread::Builder::new()
