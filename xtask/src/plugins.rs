@@ -1,8 +1,11 @@
-//! Builds the default policies under `plugins/` to core modules in `target/policies/`.
+//! Builds the policies under `plugins/` to core modules in `target/policies/`: the defaults, the
+//! Rust examples in `examples/`, and in `engines/` what runs policies in JavaScript.
 //!
 //! A Rust compiler for wasm32-unknown-unknown comes from, in this order: the target of the
 //! toolchain in use; rustup, which adds it; Debian's rustc-web with its source package, from
 //! which the standard library is built. What is up to date is not built again.
+
+mod js;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,6 +17,9 @@ use anyhow::{Context, Result, bail};
 
 /// Packages of the plugin workspace that end up as `<name>.wasm`.
 pub const POLICIES: [&str; 3] = ["routing-default", "shaping-default", "export-jsonl"];
+
+/// Rust examples, below `plugins/examples/`.
+const EXAMPLES: [&str; 3] = ["own-server", "eu-only", "elastic-bulk"];
 
 const TARGET: &str = "wasm32-unknown-unknown";
 const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -38,16 +44,27 @@ pub fn build(root: &Path) -> Result<Vec<PathBuf>> {
         .iter()
         .map(|name| out.join(format!("{name}.wasm")))
         .collect();
+    let engines = js::modules(&out);
+    let examples = EXAMPLES.map(|name| out.join(format!("examples/{name}.wasm")));
     let stamp = out.join(".stamp");
     let sources = digest_of(root)?;
-    if wasm.iter().all(|p| p.is_file())
+    if wasm
+        .iter()
+        .chain(&engines)
+        .chain(&examples)
+        .all(|p| p.is_file())
         && fs::read_to_string(&stamp).is_ok_and(|text| text == sources)
     {
         return Ok(wasm);
     }
-    fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
+    // Not beside the defaults, which `tidegate init` installs.
+    for dir in [out.join("engines"), out.join("examples")] {
+        fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
+    }
+    js::build(root, &out)?;
     let toolchain = toolchain(root)?;
-    for (name, path) in POLICIES.iter().zip(&wasm) {
+    let packages = POLICIES.iter().chain(&EXAMPLES);
+    for (name, path) in packages.zip(wasm.iter().chain(&examples)) {
         eprintln!("plugins: building {name}");
         compile(root, &toolchain, name)?;
         let built = root.join(format!(
@@ -82,7 +99,10 @@ fn digest_of(root: &Path) -> Result<String> {
         }
         Ok(())
     }
-    let mut files = vec![root.join("xtask/src/plugins.rs")];
+    let mut files = vec![
+        root.join("xtask/src/plugins.rs"),
+        root.join("xtask/src/plugins/js.rs"),
+    ];
     visit(&root.join("plugins"), &mut files)?;
     visit(&root.join("wit"), &mut files)?;
     files.sort();
@@ -202,8 +222,8 @@ fn install(packages: &[&str]) -> Result<()> {
     let root = output(Command::new("id").arg("-u")).is_some_and(|id| id == "0");
     if !root || !Path::new("/usr/bin/apt-get").exists() {
         bail!(
-            "the policies need a Rust compiler for {TARGET}. Run either\n  \
-             rustup target add {TARGET}\nor, on Debian as root,\n  {command}\nand try again"
+            "the policies need what is not installed here. On Debian, as root:\n  {command}\n\
+             and try again (for the Rust compiler, `rustup target add {TARGET}` will do too)"
         );
     }
     eprintln!("plugins: {command}");
