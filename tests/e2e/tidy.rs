@@ -29,6 +29,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("wasmtime-wizer", &["policy"]),
     ("wasmparser", &["policy"]),
     ("wit-component", &["policy"]),
+    ("wit-parser", &["policy"]),
     ("hickory-proto", &["net"]),
     ("hickory-resolver", &["net"]),
     ("socket2", &["net"]),

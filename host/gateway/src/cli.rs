@@ -8,6 +8,9 @@ mod client;
 mod directory;
 mod log;
 mod policy;
+mod policy_build;
+mod policy_new;
+mod policy_test;
 mod queue;
 mod stats;
 mod table;
@@ -17,7 +20,8 @@ mod wording;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::config::{self, ConfigError, LogFormat};
 
@@ -154,7 +158,7 @@ pub enum Command {
     /// Relays: the ways out for managed mail.
     #[command(subcommand)]
     Relay(directory::RelayCommand),
-    /// Policies: upload, activate, roll back.
+    /// Policies: begin one, test it, upload, activate, roll back.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// The queue: what waits, why, and until when.
@@ -191,8 +195,14 @@ pub struct ServeArgs {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let outcome = run(cli);
+    let matches = Cli::command().get_matches();
+    // Whether a person named the file here: a policy's test has no other use for it.
+    let by_hand = matches.value_source("config") == Some(ValueSource::CommandLine);
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    let outcome = run(cli, by_hand);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -205,7 +215,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(cli: Cli) -> Outcome {
+fn run(cli: Cli, by_hand: bool) -> Outcome {
     let json = cli.json;
     // A client of the running gateway, for the commands that ask it.
     let client = || -> Result<client::Client, Failure> {
@@ -220,6 +230,11 @@ fn run(cli: Cli) -> Outcome {
         Command::Credential(command) => command.run(&client()?),
         Command::Server(command) => command.run(&client()?),
         Command::Relay(command) => command.run(&client()?),
+        Command::Policy(policy::PolicyCommand::Test(args)) => {
+            policy_test::run(&args, by_hand.then_some(cli.config.as_path()), json)
+        }
+        Command::Policy(policy::PolicyCommand::New(args)) => policy_new::run(&args),
+        Command::Policy(policy::PolicyCommand::Build(args)) => policy_build::run(&args),
         Command::Policy(command) => command.run(&client()?),
         Command::Queue(command) => command.run(&client()?),
         Command::Log(args) => args.run(&client()?),

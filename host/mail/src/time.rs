@@ -66,6 +66,12 @@ impl Timestamp {
         self.in_utc().strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
     }
 
+    /// Reads RFC 3339 with any offset; `None` where the text is not of that form.
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        let instant: jiff::Timestamp = text.parse().ok()?;
+        Some(Timestamp(instant.as_millisecond()))
+    }
+
     /// The UTC calendar day as `yyyymmdd`, the unit in which the log is kept and dropped.
     pub fn day(self) -> u32 {
         let date = self.in_utc().date();
@@ -97,6 +103,12 @@ mod tests {
         assert_eq!(t.rfc5322(), "Tue, 24 Nov 2026 03:05:00 +0000");
         assert_eq!(t.rfc3339(), "2026-11-24T03:05:00.000Z");
         assert_eq!(t.day(), 20_261_124);
+        assert_eq!(
+            Timestamp::parse_rfc3339("2026-11-24T04:05:00+01:00"),
+            Some(t)
+        );
+        assert_eq!(Timestamp::parse_rfc3339(&t.rfc3339()), Some(t));
+        assert_eq!(Timestamp::parse_rfc3339("24 Nov 2026"), None);
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub(crate) enum Failure {
     Trap(String),
     #[error("stopped after {0} ms")]
     Overrun(u32),
-    #[error("too many calls at the same time")]
+    #[error("too many calls at the same time, or too much processor time used")]
     Busy,
 }
 
@@ -66,6 +66,8 @@ struct Inner {
     linker: Linker<CallState>,
     ticker: Ticker,
     started: Instant,
+    /// Counts the instructions of each call.
+    metered: bool,
 }
 
 /// A revision loaded into an engine, ready for calls.
@@ -79,9 +81,16 @@ pub struct Active {
     calls: AtomicU64,
     failures: AtomicU64,
     micros: AtomicU64,
+    /// Instructions, where the engine counts them.
+    fuel: AtomicU64,
 }
 
 impl Active {
+    /// Instructions that all calls took, for an engine that counts them.
+    pub(crate) fn fuel(&self) -> u64 {
+        self.fuel.load(Ordering::Relaxed)
+    }
+
     /// Calls made, those among them that failed, and the time all took, in microseconds.
     pub fn counts(&self) -> (u64, u64, u64) {
         (
@@ -173,16 +182,24 @@ fn config(slots: u32, core_instances: u32) -> Config {
 impl PolicyEngine {
     /// The engine of a gateway: runs revisions.
     pub fn new() -> Result<Self, LoadError> {
-        Self::with(config(SLOTS, limits::CORE_INSTANCES))
+        Self::with(config(SLOTS, limits::CORE_INSTANCES), false)
     }
 
     /// An engine that only prepares revisions: the same code, little address space, and
     /// room for the module that reads the snapshot out.
     pub fn for_preparing() -> Result<Self, LoadError> {
-        Self::with(config(PREPARING_SLOTS, limits::CORE_INSTANCES + 1))
+        Self::with(config(PREPARING_SLOTS, limits::CORE_INSTANCES + 1), false)
     }
 
-    fn with(config: Config) -> Result<Self, LoadError> {
+    /// For the tester: counts instructions, which are the same on every machine. Calls take
+    /// about a quarter longer, so times are measured with another.
+    pub(crate) fn for_counting() -> Result<Self, LoadError> {
+        let mut config = config(PREPARING_SLOTS, limits::CORE_INSTANCES + 1);
+        config.consume_fuel(true);
+        Self::with(config, true)
+    }
+
+    fn with(config: Config, metered: bool) -> Result<Self, LoadError> {
         let fail = |e: wasmtime::Error| LoadError::Engine(format!("{e:#}"));
         let engine = Engine::new(&config).map_err(fail)?;
         let mut linker = Linker::new(&engine);
@@ -195,6 +212,7 @@ impl PolicyEngine {
                 linker,
                 ticker,
                 started: Instant::now(),
+                metered,
             }),
         })
     }
@@ -260,6 +278,7 @@ impl PolicyEngine {
             calls: AtomicU64::new(0),
             failures: AtomicU64::new(0),
             micros: AtomicU64::new(0),
+            fuel: AtomicU64::new(0),
         };
         // Once, that calls need not: the types of the exports are those of the world.
         let mut store = self.store(limits::INIT_MS, limits::ANSWER, None);
@@ -299,6 +318,10 @@ impl PolicyEngine {
         store.limiter(|state| &mut state.limits);
         store.set_hostcall_fuel(answer_bytes);
         store.set_epoch_deadline(1);
+        if self.inner.metered {
+            // Can't fail: this engine has fuel.
+            let _ = store.set_fuel(u64::MAX);
+        }
         store
     }
 
@@ -330,6 +353,10 @@ impl PolicyEngine {
             spent += begun.elapsed();
             let result = timed(&mut spent, call(&mut store)).await;
             let result = result.map_err(|error| failure(store.data(), &error));
+            if self.inner.metered {
+                let used = u64::MAX - store.get_fuel().unwrap_or(u64::MAX);
+                active.fuel.fetch_add(used, Ordering::Relaxed);
+            }
             let ending = Instant::now();
             drop(store);
             spent += ending.elapsed();

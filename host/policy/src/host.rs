@@ -165,6 +165,14 @@ impl PolicyHost {
             .map(|slot| slot.current.digest.to_string())
     }
 
+    /// Instructions that all calls of the slot's revision took, where they are counted.
+    pub(crate) fn fuel(&self, slot: &str) -> u64 {
+        self.slots
+            .load()
+            .get(slot)
+            .map_or(0, |slot| slot.current.fuel())
+    }
+
     /// Every slot in use.
     pub fn status(&self) -> Vec<SlotStatus> {
         let mut all: Vec<SlotStatus> = self.slots.load().all().map(|s| s.status()).collect();
@@ -317,7 +325,7 @@ fn not_now(active: &Active, question: &Question, text: String) -> Routing {
 
 impl Policy for PolicyHost {
     fn route<'a>(&'a self, question: &'a Question) -> Fut<'a, Routing> {
-        Box::pin(self.decide(question))
+        Box::pin(self.gate.metered(&question.tenant, self.decide(question)))
     }
 
     fn plan(

@@ -15,7 +15,8 @@ pub(crate) struct Shape {
     /// Of a component: instance names. Of a module: module names and fields.
     imports: Vec<(String, Option<String>)>,
     exports: Vec<String>,
-    has_type_section: bool,
+    /// Of a module: it says which world it is of, so its types need not be added.
+    pub has_type_section: bool,
 }
 
 fn invalid(error: wasmparser::BinaryReaderError) -> Refused {
@@ -139,13 +140,6 @@ pub(crate) fn inspect(wasm: &[u8]) -> Result<Shape, Refused> {
 impl Shape {
     /// Checks imports and exports against the worlds and says which world it is.
     pub fn world(&self) -> Result<World, Refused> {
-        if !self.is_component && !self.has_type_section {
-            return Err(Refused::MissingExport(
-                "the module has no component-type section: build it with wit-bindgen (the guest SDK \
-                 does), or embed the WIT with `wasm-tools component embed`"
-                    .to_owned(),
-            ));
-        }
         for (module, field) in &self.imports {
             self.check_import(module, field.as_deref())?;
         }

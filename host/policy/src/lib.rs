@@ -6,6 +6,7 @@
 //! - [`PolicyEngine`] runs revisions under the limits of [`limits`].
 //! - [`PolicyHost`] keeps which revision is active in which slot, checks every answer and
 //!   applies the fallbacks: it is the `Policy` port of the queue.
+//! - [`offline`] tries a policy on its author's machine.
 //!
 //! It does not know SQL or sockets, and reads no time of day: calls are given their time; a
 //! monotonic clock serves to measure cost and to close breakers.
@@ -20,7 +21,9 @@ mod init;
 mod inspect;
 mod journal;
 pub mod limits;
+pub mod offline;
 mod prepare;
+pub mod script;
 mod slots;
 mod ticker;
 pub mod worker;

@@ -100,6 +100,30 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
     })
 }
 
+/// The interface, for modules whose compiler knows nothing of it.
+const WIT: &str = include_str!("../../../wit/tidegate-policy-1.0.0/policy.wit");
+
+/// Adds the types of the world to a core module that exports its functions by name.
+fn with_types(module: &[u8], world: World) -> Result<Vec<u8>, Refused> {
+    let fail = |e: &dyn std::fmt::Display| Refused::Compile(format!("its types: {e}"));
+    let mut resolve = wit_parser::Resolve::default();
+    let package = resolve
+        .push_str("policy.wit", WIT)
+        .map_err(|e| fail(&format!("{e:#}")))?;
+    let id = resolve
+        .select_world(&[package], Some(world.as_str()))
+        .map_err(|e| fail(&format!("{e:#}")))?;
+    let mut typed = module.to_vec();
+    wit_component::embed_component_metadata(
+        &mut typed,
+        &resolve,
+        id,
+        wit_component::StringEncoding::UTF8,
+    )
+    .map_err(|e| fail(&format!("{e:#}")))?;
+    Ok(typed)
+}
+
 /// Checks, initialises and compiles an upload. Blocks for as long as that takes.
 pub fn prepare(engine: &PolicyEngine, upload: &Upload<'_>) -> Result<Prepared, Refused> {
     if upload.component.len() > limits::UPLOAD {
@@ -122,8 +146,15 @@ pub fn prepare(engine: &PolicyEngine, upload: &Upload<'_>) -> Result<Prepared, R
     let component = if shape.is_component {
         upload.component
     } else {
+        let typed;
+        let module = if shape.has_type_section {
+            upload.component
+        } else {
+            typed = with_types(upload.component, world)?;
+            typed.as_slice()
+        };
         encoded = ComponentEncoder::default()
-            .module(upload.component)
+            .module(module)
             .and_then(|encoder| encoder.validate(true).encode())
             .map_err(|e| Refused::MissingExport(format!("{e:#}")))?;
         // The wrapped one must be of the same world: its types came with the module.

@@ -43,6 +43,25 @@ impl Descriptor {
     }
 }
 
+impl Event {
+    pub fn fact(&self, name: &str) -> Option<&str> {
+        self.facts
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
+    }
+}
+
+impl Payload {
+    /// One request, or one append to a file.
+    pub fn new(content_type: &str, body: impl Into<Vec<u8>>) -> Self {
+        Payload {
+            body: body.into(),
+            content_type: content_type.to_owned(),
+        }
+    }
+}
+
 /// Makes an [`Exporter`] the log exporter of this crate.
 #[macro_export]
 macro_rules! log_exporter {

@@ -36,6 +36,70 @@ impl Descriptor {
             facts: Vec::new(),
         }
     }
+
+    /// Asks for facts; the single name `*` asks for all there are.
+    #[must_use]
+    pub fn facts<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
+        self.facts.extend(names.into_iter().map(Into::into));
+        self
+    }
+}
+
+impl LaneState {
+    pub fn fact(&self, name: &str) -> Option<&str> {
+        self.facts
+            .iter()
+            .find(|(n, _)| n == name)
+            .map(|(_, v)| v.as_str())
+    }
+
+    /// Deferrals per thousand attempts of the recent window; 0 where nothing was attempted.
+    pub fn deferred_per_mille(&self) -> u32 {
+        (u64::from(self.recent.deferred) * 1000)
+            .checked_div(self.recent.attempts.into())
+            .map_or(0, |n| n as u32)
+    }
+}
+
+impl Default for Limits {
+    /// What the host does without a policy: no rate, 20 connections, 100 messages on each,
+    /// asked again after a minute.
+    fn default() -> Self {
+        Limits {
+            rate: None,
+            burst: 1,
+            connections: 20,
+            messages_per_connection: 100,
+            retry_after: Vec::new(),
+            paused_until: None,
+            ttl: 60,
+        }
+    }
+}
+
+impl LanePlan {
+    /// Nothing out of the ordinary, and no question before the limits' `ttl` is over.
+    pub fn new(limits: Limits) -> Self {
+        LanePlan {
+            limits,
+            wake: None,
+            cause: None,
+        }
+    }
+
+    /// Says why the lane is slowed or paused, for people and the log.
+    #[must_use]
+    pub fn because(mut self, cause: &str) -> Self {
+        self.cause = Some(cause.to_owned());
+        self
+    }
+
+    /// Has the host ask earlier.
+    #[must_use]
+    pub fn wake(mut self, trigger: Trigger) -> Self {
+        self.wake = Some(trigger);
+        self
+    }
 }
 
 /// Makes a [`Policy`] the shaping policy of this crate.

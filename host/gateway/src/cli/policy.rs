@@ -12,6 +12,12 @@ use super::{Failure, Outcome, out};
 
 #[derive(Subcommand)]
 pub enum PolicyCommand {
+    /// Begin a policy: a project that builds, tests and uploads as it stands.
+    New(super::policy_new::NewArgs),
+    /// Make a policy of a script; no compiler is needed.
+    Build(super::policy_build::BuildArgs),
+    /// Try a policy on this machine: same engine, limits and checks, no gateway.
+    Test(super::policy_test::TestArgs),
     /// Upload a component; with --slot it is in force for the next message.
     #[command(
         after_help = "Examples:\n  tidegate policy upload routing.wasm --config routing.json --slot routing/acme --note \"own server for staff mail\"\n  tidegate policy upload shaper.wasm"
@@ -117,6 +123,8 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, Failure> {
 impl PolicyCommand {
     pub fn run(self, client: &Client) -> Outcome {
         match self {
+            // These work without a gateway, so they never come here.
+            PolicyCommand::New(_) | PolicyCommand::Build(_) | PolicyCommand::Test(_) => {}
             PolicyCommand::Upload {
                 file,
                 policy_config,

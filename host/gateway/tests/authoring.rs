@@ -1,0 +1,360 @@
+//! What an author does before there is a gateway: begin a policy, build it, test it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn tidegate(dir: &Path, args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .args(args)
+        .current_dir(dir)
+        .output()
+        .unwrap()
+}
+
+fn told(output: &Output) -> String {
+    format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}
+
+fn policies() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/policies")
+}
+
+fn routing() -> String {
+    let path = policies().join("routing-default.wasm");
+    assert!(path.is_file(), "run `cargo xtask plugins` first");
+    path.display().to_string()
+}
+
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn a_test_prints_each_decision_with_its_cost_and_fails_on_a_surprise() {
+    let dir = scratch();
+    let config = r#"{"rules":[
+        {"recipient_domain":["eu.test"],"action":{"managed":{"relay":"eu"}}},
+        {"recipient_domain":["no.test"],"action":{"refuse":{"text":"not there"}}}]}"#;
+    std::fs::write(dir.path().join("c.json"), config).unwrap();
+    let messages = dir.path().join("m");
+    std::fs::create_dir(&messages).unwrap();
+    let put = |name: &str, text: &str| std::fs::write(messages.join(name), text).unwrap();
+    put("grants.json", r#"{"relays":["eu"]}"#);
+    put(
+        "split.json",
+        r#"{"sender":"a@acme.example","recipients":["b@eu.test","c@no.test"],
+            "expect":{"recipients":{"b@eu.test":{"managed":{"relay":"eu"}},"c@no.test":{"refuse":{"code":550}}}}}"#,
+    );
+    put(
+        "letter.eml",
+        "From: a@acme.example\r\nTo: d@other.test\r\n\r\nHi\r\n",
+    );
+    let wasm = routing();
+    let args = [
+        "policy",
+        "test",
+        &wasm,
+        "--config",
+        "c.json",
+        "--messages",
+        "m",
+    ];
+    let good = tidegate(dir.path(), &args);
+    let text = told(&good);
+    assert!(good.status.success(), "{text}");
+    assert!(text.contains("2 passed, 0 failed"), "{text}");
+    assert!(
+        text.contains("managed class=transactional relay=eu"),
+        "{text}"
+    );
+    assert!(text.contains("instructions"), "{text}");
+
+    put(
+        "surprise.jsonl",
+        "{\"recipients\":[\"x@eu.test\"],\"expect\":\"refuse\"}\n\n",
+    );
+    let bad = tidegate(dir.path(), &[&args[..], &["--json"]].concat());
+    assert_eq!(bad.status.code(), Some(1), "{}", told(&bad));
+    let report: serde_json::Value = serde_json::from_slice(&bad.stdout).unwrap();
+    assert_eq!(report["failed"], 1);
+    let case = report["cases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|c| c["name"] == "surprise:1")
+        .unwrap();
+    assert_eq!(
+        case["answer"]["recipients"]["x@eu.test"]["managed"]["relay"],
+        "eu"
+    );
+    assert!(
+        case["problems"][0]
+            .as_str()
+            .unwrap()
+            .contains("expected refuse")
+    );
+    // The count of instructions is the same in every run.
+    let again = tidegate(dir.path(), &[&args[..], &["--json"]].concat());
+    let again: serde_json::Value = serde_json::from_slice(&again.stdout).unwrap();
+    assert!(report["max_fuel"].as_u64().unwrap() > 100);
+    assert_eq!(report["max_fuel"], again["max_fuel"]);
+    let low = tidegate(
+        dir.path(),
+        &[
+            "policy",
+            "test",
+            &wasm,
+            "--config",
+            "c.json",
+            "--messages",
+            "m/letter.eml",
+            "--max-fuel",
+            "10",
+        ],
+    );
+    assert_eq!(low.status.code(), Some(1));
+    assert!(told(&low).contains("the budget is 10"), "{}", told(&low));
+}
+
+#[test]
+fn what_a_test_can_not_do_is_told_with_its_remedy() {
+    let dir = scratch();
+    let wasm = routing();
+    std::fs::write(dir.path().join("bad.json"), r#"{"sendr":"x"}"#).unwrap();
+    std::fs::write(dir.path().join("ok.json"), r#"{"recipients":["a@b.test"]}"#).unwrap();
+    std::fs::write(dir.path().join("c.json"), r#"{"rulez":[]}"#).unwrap();
+    std::fs::write(
+        dir.path().join("eu.json"),
+        r#"{"default":{"managed":{"relay":"eu"}}}"#,
+    )
+    .unwrap();
+    std::fs::write(dir.path().join("junk.wasm"), "MZ").unwrap();
+    let run = |args: &[&str]| {
+        let output = tidegate(dir.path(), &[&["policy", "test"], args].concat());
+        (output.status.code(), told(&output))
+    };
+    for (args, code, words) in [
+        (
+            vec![&*wasm, "--messages", "bad.json"],
+            2,
+            "unknown field `sendr`",
+        ),
+        (
+            vec![&wasm, "--messages", "none.json"],
+            2,
+            "none.json can't be read",
+        ),
+        (
+            vec![&wasm, "--config", "c.json", "--messages", "ok.json"],
+            1,
+            "the policy refuses its configuration",
+        ),
+        (
+            vec!["junk.wasm", "--messages", "ok.json"],
+            1,
+            "not a WebAssembly",
+        ),
+        (
+            vec![&wasm, "--config", "eu.json", "--messages", "ok.json"],
+            1,
+            "relay \"eu\" is not granted",
+        ),
+    ] {
+        let (found, text) = run(&args);
+        assert_eq!(found, Some(code), "{args:?}: {text}");
+        assert!(text.contains(words), "{args:?}: {text}");
+    }
+    let (code, text) = run(&[
+        &wasm,
+        "--config",
+        "eu.json",
+        "--messages",
+        "ok.json",
+        "--relay",
+        "eu",
+    ]);
+    assert_eq!(code, Some(0), "{text}");
+}
+
+/// Begins a policy of that language and world; returns its directory.
+fn begin(dir: &Path, lang: &str, world: &str) -> PathBuf {
+    let name = format!("my-{world}");
+    let made = tidegate(
+        dir,
+        &["policy", "new", &name, "--lang", lang, "--world", world],
+    );
+    assert!(made.status.success(), "{}", told(&made));
+    dir.join(name)
+}
+
+fn passes(project: &Path, wasm: &str, config: &str) {
+    let tested = tidegate(
+        project,
+        &[
+            "policy",
+            "test",
+            wasm,
+            "--config",
+            config,
+            "--messages",
+            "messages",
+        ],
+    );
+    let text = told(&tested);
+    assert!(tested.status.success(), "{}: {text}", project.display());
+    assert!(text.contains(" passed, 0 failed"), "{text}");
+}
+
+const WORLDS: [&str; 3] = ["routing", "shaping", "export"];
+
+#[test]
+fn a_new_policy_in_c_builds_and_passes_its_test() {
+    for world in WORLDS {
+        let dir = scratch();
+        let project = begin(dir.path(), "c", world);
+        let made = Command::new("make")
+            .arg("-s")
+            .current_dir(&project)
+            .output();
+        let made = made.expect("make, clang and lld are installed by `cargo xtask test`");
+        assert!(made.status.success(), "{}", told(&made));
+        assert_eq!(told(&made), "", "without a warning");
+        passes(&project, &format!("my-{world}.wasm"), "config.txt");
+    }
+}
+
+#[test]
+fn a_new_policy_in_javascript_builds_and_passes_its_test() {
+    for world in WORLDS {
+        let dir = scratch();
+        let project = begin(dir.path(), "js", world);
+        let wasm = format!("my-{world}.wasm");
+        let made = tidegate(
+            &project,
+            &[
+                "policy",
+                "build",
+                "policy.js",
+                "-o",
+                &wasm,
+                "--engine",
+                &policies()
+                    .join(format!("engines/js-{world}.wasm"))
+                    .display()
+                    .to_string(),
+            ],
+        );
+        assert!(made.status.success(), "{}", told(&made));
+        passes(&project, &wasm, "config.json");
+    }
+}
+
+#[test]
+fn a_new_policy_in_rust_builds_and_passes_its_test() {
+    let dir = scratch();
+    // One for all and kept, so that dependencies are built once.
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/authoring");
+    for world in WORLDS {
+        let project = begin(dir.path(), "rust", world);
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        for (name, _) in std::env::vars() {
+            // Of the cargo that runs this test.
+            let ours = name.starts_with("CARGO_") || name.starts_with("RUST");
+            let kept = ["CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"].contains(&name.as_str());
+            if ours && !kept {
+                cargo.env_remove(name);
+            }
+        }
+        let built = cargo
+            .args(["build", "--release", "--quiet"])
+            .env("CARGO_TARGET_DIR", &target)
+            .current_dir(&project)
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "{}", told(&built));
+        let wasm = target.join(format!("wasm32-unknown-unknown/release/my_{world}.wasm"));
+        passes(&project, &wasm.display().to_string(), "config.json");
+    }
+}
+
+#[test]
+fn a_name_or_place_that_will_not_do_changes_nothing() {
+    let dir = scratch();
+    for name in ["Upper", "a_b", "../x", "", "9lives"] {
+        let output = tidegate(dir.path(), &["policy", "new", name, "--lang", "c"]);
+        assert_eq!(output.status.code(), Some(2), "{name}: {}", told(&output));
+    }
+    std::fs::create_dir(dir.path().join("there")).unwrap();
+    let output = tidegate(dir.path(), &["policy", "new", "there", "--lang", "c"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(told(&output).contains("there already"));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+/// The examples of `plugins/examples`: each has cases with what is expected of them.
+#[test]
+fn every_example_builds_and_passes_its_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins");
+    let scratch = scratch();
+    let mut languages = std::collections::BTreeMap::new();
+    for entry in std::fs::read_dir(root.join("examples")).unwrap() {
+        let example = entry.unwrap().path();
+        let name = example.file_name().unwrap().to_string_lossy().into_owned();
+        let wasm = scratch
+            .path()
+            .join(format!("{name}.wasm"))
+            .display()
+            .to_string();
+        let (language, wasm) = if example.join("Cargo.toml").is_file() {
+            let built = policies().join(format!("examples/{name}.wasm"));
+            ("rust", built.display().to_string())
+        } else if example.join("policy.c").is_file() {
+            compile_c(&example.join("policy.c"), &root.join("templates/c"), &wasm);
+            ("c", wasm)
+        } else {
+            let made = tidegate(&example, &["policy", "build", "policy.js", "-o", &wasm]);
+            assert!(made.status.success(), "{name}: {}", told(&made));
+            ("js", wasm)
+        };
+        let config = ["config.json", "config.txt"]
+            .into_iter()
+            .find(|file| example.join(file).is_file())
+            .unwrap_or_else(|| panic!("{name} has no configuration"));
+        passes(&example, &wasm, config);
+        *languages.entry(language).or_insert(0) += 1;
+    }
+    assert!(
+        ["rust", "c", "js"]
+            .iter()
+            .all(|l| languages.contains_key(l)),
+        "{languages:?}"
+    );
+}
+
+/// With the flags of the Makefile that `policy new` writes.
+fn compile_c(source: &Path, include: &Path, wasm: &str) {
+    let makefile = std::fs::read_to_string(include.join("Makefile.in")).unwrap();
+    let flags = |name: &str| {
+        makefile
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix("= "))
+            .unwrap_or_else(|| panic!("the Makefile sets no {name}"))
+            .split(' ')
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let made = Command::new("clang")
+        .args(flags("CFLAGS"))
+        .args(flags("LDFLAGS"))
+        .args(["-Werror", "-I"])
+        .arg(include)
+        .args(["-o", wasm])
+        .arg(source)
+        .output()
+        .expect("clang is installed by `cargo xtask plugins`");
+    assert!(made.status.success(), "{}", told(&made));
+}
