@@ -4,6 +4,7 @@
 //! alone. The relays take turns within each round, and each run starts its relay anew: machines
 //! are noisy, so figures mean something as ratios within one call only.
 
+pub mod policy;
 mod relays;
 
 use std::net::Ipv4Addr;

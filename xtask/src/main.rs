@@ -38,6 +38,8 @@ enum Task {
 enum Bench {
     /// Relaying on loopback: rate, CPU, memory and latency, beside Postfix where installed.
     Relay(bench::Arguments),
+    /// Policies: CPU per decision beside Lua and a policy service, memory, and time to live.
+    Policy(bench::policy::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Task::Kill(arguments) => kill::run(&arguments),
         Task::Plugins => plugins::build(&host::root()).map(drop),
         Task::Bench(Bench::Relay(arguments)) => bench::run(&arguments),
+        Task::Bench(Bench::Policy(arguments)) => bench::policy::run(&arguments),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
