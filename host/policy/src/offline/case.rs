@@ -400,6 +400,7 @@ fn question(parts: Parts) -> Question {
             body: Default::default(),
             smtputf8: false,
             requiretls: false,
+            tls_optional: false,
             recipients: parts
                 .recipients
                 .into_iter()
@@ -618,6 +619,7 @@ impl EventText {
                     host: self.host.clone(),
                     peer,
                     source: None,
+                    tls_policy: None,
                     tls,
                     started: at.minus(Duration::from_millis(took.into())),
                     duration_ms: took,
