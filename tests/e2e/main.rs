@@ -3,6 +3,7 @@
 
 mod delivery;
 mod durability;
+mod faults;
 mod notices;
 mod operator;
 mod passthrough;

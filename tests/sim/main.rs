@@ -4,9 +4,11 @@
 //! A failure prints its seed; `TIDEGATE_SIM_SEED=n` runs that one alone, and
 //! `TIDEGATE_SIM_COUNT=n` runs more of them.
 
+mod calls;
 mod check;
 mod clock;
 mod crash;
+mod doubts;
 mod random;
 mod scenario;
 mod steady;

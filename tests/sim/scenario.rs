@@ -1,13 +1,13 @@
 //! One gateway in one world: submit, let time pass, crash, look.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use tidegate_mail::header::HeaderBlock;
-use tidegate_mail::{Address, BodyType, Envelope, Notify, Recipient, Reply, Timestamp};
+use tidegate_mail::{Address, BodyType, Envelope, MessageId, Notify, Recipient, Reply, Timestamp};
 use tidegate_queue::directory::{Relay, Server, Tenant, Way};
 use tidegate_queue::*;
 
@@ -28,7 +28,31 @@ pub struct Scenario {
     settings: Settings,
     policy: Arc<dyn Policy>,
     directory: Arc<ArcSwap<Directory>>,
+    /// What the exporters of the settings were given.
+    pub exported: Arc<Exported>,
     dir: tempfile::TempDir,
+}
+
+/// A receiver of exported events; it survives the gateway's crashes.
+#[derive(Default)]
+pub struct Exported(Mutex<Vec<(u64, u64)>>);
+
+impl Exported {
+    /// First and last number of each batch, in order.
+    pub fn batches(&self) -> Vec<(u64, u64)> {
+        self.0
+            .lock()
+            .expect("no test panics while holding it")
+            .clone()
+    }
+}
+
+impl Sink for Exported {
+    fn deliver(&self, batch: ExportBatch) -> Fut<'_, Result<(), SinkError>> {
+        let mut batches = self.0.lock().expect("no test panics while holding it");
+        batches.push((batch.first, batch.last));
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// A submission in a few words.
@@ -50,22 +74,24 @@ impl Scenario {
     pub async fn with(mut settings: Settings, policy: Arc<dyn Policy>) -> Self {
         settings.hostname = "gateway.test".into();
         let clock = Arc::new(SimClock::new(START));
-        let world = World::new(clock.clone());
         let dir = tempfile::tempdir().expect("a temporary directory");
         let crash = Arc::new(Crash::default());
-        let store = FaultyStore::open(dir.path().into(), crash.clone()).await;
+        let world = World::new(clock.clone(), crash.clone());
+        let exported = Arc::new(Exported::default());
         let directory = Arc::new(ArcSwap::from_pointee(directory(false)));
-        let engine = open_engine(&settings, &clock, &world, &policy, &directory, store).await;
-        Scenario {
+        let mut scenario = Scenario {
             clock,
             world,
-            engine: Some(engine),
+            engine: None,
             crash,
             settings,
             policy,
             directory,
+            exported,
             dir,
-        }
+        };
+        scenario.open().await.expect("the engine opens");
+        scenario
     }
 
     pub fn engine(&self) -> &Arc<Engine> {
@@ -78,19 +104,40 @@ impl Scenario {
 
     /// Throws the gateway's memory away and starts it again on what is on the disk.
     pub async fn restart(&mut self) {
-        self.engine = None;
         self.crash.disarm();
+        self.open().await.expect("the engine opens");
+    }
+
+    /// The same with the planned crash still to come, which may be within the start.
+    pub async fn restart_armed(&mut self) {
+        if self.open().await.is_err() {
+            assert!(self.crash.happened());
+            self.restart().await;
+        }
+    }
+
+    async fn open(&mut self) -> StoreResult<()> {
+        self.engine = None;
         let store = FaultyStore::open(self.dir.path().into(), self.crash.clone()).await;
-        let engine = open_engine(
-            &self.settings,
-            &self.clock,
-            &self.world,
-            &self.policy,
-            &self.directory,
+        let mut sinks: HashMap<String, Arc<dyn Sink>> = HashMap::new();
+        for name in &self.settings.exporters {
+            sinks.insert(name.clone(), self.exported.clone());
+        }
+        let engine = Engine::open(Parts {
+            settings: self.settings.clone(),
             store,
-        )
-        .await;
+            clock: self.clock.clone(),
+            resolver: self.world.clone(),
+            transport: self.world.clone(),
+            policy: self.policy.clone(),
+            sinks,
+            directory: self.directory.clone(),
+            unseal: Arc::new(|_| None),
+            node: 0,
+        })
+        .await?;
         self.engine = Some(engine);
+        Ok(())
     }
 
     /// Another directory, as after a change by an operator.
@@ -105,7 +152,7 @@ impl Scenario {
         self.directory.store(Arc::new(directory(true)));
     }
 
-    pub async fn submit(&self, mail: Mail<'_>) -> (tidegate_mail::MessageId, Reply) {
+    pub async fn submit(&self, mail: Mail<'_>) -> (MessageId, Reply) {
         self.submit_with(mail, |_| {}).await
     }
 
@@ -114,7 +161,25 @@ impl Scenario {
         &self,
         mail: Mail<'_>,
         change: impl FnOnce(&mut Envelope),
-    ) -> (tidegate_mail::MessageId, Reply) {
+    ) -> (MessageId, Reply) {
+        let (id, text) = self.content(&mail);
+        let content = Content::Memory(Bytes::from(text.clone()));
+        self.submit_content(id, mail, &text, content, change).await
+    }
+
+    /// The same with a content that streams into the store as it arrives.
+    pub async fn submit_streamed(&self, mail: Mail<'_>) -> StoreResult<(MessageId, Reply)> {
+        let (id, text) = self.content(&mail);
+        let mut writer = self.store().content_writer().await?;
+        for piece in text.as_bytes().chunks(50) {
+            writer.append(Bytes::copy_from_slice(piece)).await?;
+        }
+        let content = writer.finish().await?;
+        let submitted = self.submit_content(id, mail, &text, content, |_| {});
+        Ok(submitted.await)
+    }
+
+    fn content(&self, mail: &Mail<'_>) -> (MessageId, String) {
         let id = self.engine().new_id();
         let subject = match mail.subject {
             Some(subject) => subject.to_owned(),
@@ -124,6 +189,17 @@ impl Scenario {
             "From: <{}>\r\nSubject: {subject}\r\nMessage-ID: <{id}@crm.test>\r\n{}\r\nhello {id}\r\n",
             mail.from, mail.headers
         );
+        (id, text)
+    }
+
+    async fn submit_content(
+        &self,
+        id: MessageId,
+        mail: Mail<'_>,
+        text: &str,
+        content: Content,
+        change: impl FnOnce(&mut Envelope),
+    ) -> (MessageId, Reply) {
         let mut submission = Submission {
             id,
             tenant: "acme".into(),
@@ -149,7 +225,7 @@ impl Scenario {
                     .collect(),
             },
             header: HeaderBlock::parse(text.as_bytes()),
-            content: Content::Memory(Bytes::from(text)),
+            content,
         };
         change(&mut submission.envelope);
         (id, self.engine().submit(submission).await)
@@ -212,28 +288,4 @@ fn directory_with(
     let mut relays = vec![pool];
     change(&mut tenant, &mut relays);
     Directory::new(vec![tenant], vec![], vec![server], relays)
-}
-
-async fn open_engine(
-    settings: &Settings,
-    clock: &Arc<SimClock>,
-    world: &Arc<World>,
-    policy: &Arc<dyn Policy>,
-    directory: &Arc<ArcSwap<Directory>>,
-    store: Arc<FaultyStore>,
-) -> Arc<Engine> {
-    Engine::open(Parts {
-        settings: settings.clone(),
-        store,
-        clock: clock.clone(),
-        resolver: world.clone(),
-        transport: world.clone(),
-        policy: policy.clone(),
-        sinks: HashMap::new(),
-        directory: directory.clone(),
-        unseal: Arc::new(|_| None),
-        node: 0,
-    })
-    .await
-    .expect("the engine opens")
 }

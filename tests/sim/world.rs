@@ -12,6 +12,8 @@ use tidegate_queue::route::{Action, AfterFailure, Managed, Question, Routing};
 use tidegate_queue::shape::{LanePlan, LaneState, Limits, Plan, Rate};
 use tidegate_queue::*;
 
+use crate::crash::Crash;
+
 /// How the hosts of a domain behave.
 #[derive(Clone, Debug)]
 pub enum Manner {
@@ -69,13 +71,16 @@ struct State {
 /// Everything outside the gateway; it survives the gateway's crashes.
 pub struct World {
     clock: Arc<dyn Clock>,
+    /// A process that is gone delivers nothing.
+    crash: Arc<Crash>,
     state: Mutex<State>,
 }
 
 impl World {
-    pub fn new(clock: Arc<dyn Clock>) -> Arc<Self> {
+    pub fn new(clock: Arc<dyn Clock>, crash: Arc<Crash>) -> Arc<Self> {
         Arc::new(World {
             clock,
+            crash,
             state: Mutex::default(),
         })
     }
@@ -137,6 +142,18 @@ impl World {
     }
 }
 
+/// As a transport does it: piece by piece.
+async fn read_all(content: &dyn ContentReader) -> std::io::Result<Bytes> {
+    let mut all = Vec::new();
+    loop {
+        let piece = content.read(all.len() as u64, usize::MAX).await?;
+        if piece.is_empty() {
+            return Ok(all.into());
+        }
+        all.extend_from_slice(&piece);
+    }
+}
+
 fn reply(code: u16, subject: u16, detail: u16, text: &str) -> Reply {
     Reply::new(
         code,
@@ -174,11 +191,7 @@ impl Resolver for World {
 impl Transport for World {
     fn deliver(&self, job: Job) -> Fut<'_, HandOff> {
         Box::pin(async move {
-            let content = job
-                .content
-                .read(0, usize::MAX)
-                .await
-                .expect("the content is readable");
+            let content = read_all(&*job.content).await;
             let (domain, host) = match &job.target {
                 Target::Mx(destination) => (
                     destination.domain.clone(),
@@ -212,6 +225,18 @@ impl Transport for World {
                     state.passed.insert(address.clone(), passed);
                 }
                 let earlier = self.count(&format!("rcpt {address}"));
+                let content = match &content {
+                    Ok(content) if !self.crash.happened() => content,
+                    _ => {
+                        let outcome = Outcome::from_fault(Stage::Local, Fault::ContentUnreadable);
+                        results.push(Hand {
+                            index: r.index,
+                            hop: hop.clone(),
+                            outcome,
+                        });
+                        continue;
+                    }
+                };
                 let outcome = match manner {
                     Manner::Refuse => {
                         Outcome::from_reply(Stage::Rcpt, reply(550, 1, 1, "no such user"))

@@ -3,8 +3,8 @@
 //! A child gets SIGKILL when its handle is dropped; what it wrote to standard error is kept beside
 //! its data, and ends up in the message of every failure here.
 
-use std::io::Write;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -304,6 +304,24 @@ impl Gateway {
     /// The listener with implicit TLS.
     pub fn submissions(&self) -> SocketAddr {
         self.options.listener(2)
+    }
+
+    /// What `/health` answers: status code and body.
+    pub fn health(&self) -> anyhow::Result<(u16, String)> {
+        let address = self.options.table["admin"]["address"]
+            .as_str()
+            .context("an address of the admin API")?;
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(READY_WITHIN))?;
+        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+        let body = answer.split_once("\r\n\r\n").map(|(_, body)| body);
+        Ok((
+            code.context("a status line")?,
+            body.unwrap_or_default().to_owned(),
+        ))
     }
 
     /// Starts without waiting.

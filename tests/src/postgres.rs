@@ -46,20 +46,7 @@ impl Postgres {
         if !made.status.success() {
             bail!("initdb: {}", String::from_utf8_lossy(&made.stderr));
         }
-        let log = std::fs::File::create(directory.path().join("log"))?;
-        let server = command(&programs.join("postgres"), account)
-            .arg("-D")
-            .arg(&data)
-            .arg("-k")
-            .arg(directory.path())
-            .args(["-c", "listen_addresses="])
-            .args(["-c", "max_connections=40", "-c", "shared_buffers=32MB"])
-            .current_dir(directory.path())
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("postgres")?;
+        let server = launch(&programs, directory.path(), account)?;
         let mut postgres = Postgres {
             server,
             directory,
@@ -76,6 +63,23 @@ impl Postgres {
             "postgres://{USER}@localhost/postgres?host={}",
             self.directory.path().display()
         )
+    }
+
+    /// Ends the server and all its sessions at once, as a crash does: no checkpoint, no goodbye.
+    pub fn crash(&mut self) -> anyhow::Result<()> {
+        let pid = i32::try_from(self.server.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+            .context("a process id")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::QUIT)?;
+        self.server.wait()?;
+        Ok(())
+    }
+
+    /// Starts the server again on its cluster, and waits until it answers.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.server = launch(&self.programs, self.directory.path(), self.account)?;
+        self.wait_ready()
     }
 
     /// Runs one statement and gives its unadorned output.
@@ -122,6 +126,24 @@ impl Drop for Postgres {
         }
         let _ = self.server.wait();
     }
+}
+
+fn launch(programs: &Path, directory: &Path, account: Option<(u32, u32)>) -> anyhow::Result<Child> {
+    let data = directory.join("data");
+    let log = std::fs::File::create(directory.join("log"))?;
+    command(&programs.join("postgres"), account)
+        .arg("-D")
+        .arg(&data)
+        .arg("-k")
+        .arg(directory)
+        .args(["-c", "listen_addresses="])
+        .args(["-c", "max_connections=40", "-c", "shared_buffers=32MB"])
+        .current_dir(directory)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("postgres")
 }
 
 fn command(program: &Path, account: Option<(u32, u32)>) -> Command {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 
 use crate::host::{self, cargo};
-use crate::plugins;
+use crate::{kill, plugins};
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -65,6 +65,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     step(&mut steps, "tests", || {
         counted(cargo().args(["test", "--workspace", "--no-fail-fast"]))
     });
+    step(&mut steps, "kills", kill::short);
     // One by one: the guest library speaks for one world at a time.
     for policy in plugins::POLICIES {
         if !has_tests(&root.join("plugins").join(policy).join("src/lib.rs")) {

@@ -178,17 +178,26 @@ struct Health {
     /// Why new mail is not taken, where it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<String>,
+    /// Recipients in the queue past their lifetime.
+    #[serde(skip_serializing_if = "is_zero")]
+    overdue: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// 200 while mail is taken, 503 while it is answered with 4xx.
 async fn health(State(context): Shared) -> (axum::http::StatusCode, axum::Json<Health>) {
     use tidegate_queue::Intake;
+    let overdue = context.engine.stats().overdue;
     match context.engine.refusal() {
         None => (
             axum::http::StatusCode::OK,
             axum::Json(Health {
                 status: "ok",
                 reason: None,
+                overdue,
             }),
         ),
         Some(reply) => (
@@ -196,6 +205,7 @@ async fn health(State(context): Shared) -> (axum::http::StatusCode, axum::Json<H
             axum::Json(Health {
                 status: "refusing",
                 reason: Some(reply.to_string()),
+                overdue,
             }),
         ),
     }

@@ -82,6 +82,11 @@ fn render(stats: &Stats, counts: Option<&StoreCounts>, uptime: u64) -> String {
             stats.policy_fallbacks,
         ),
         (
+            "damaged_contents_total",
+            "Attempts that found the stored content damaged; other than 0 is a failing disk.",
+            stats.damaged,
+        ),
+        (
             "illegal_transitions_total",
             "Transitions that the state machine refused; other than 0 is a defect.",
             stats.illegal_transitions,
@@ -100,6 +105,12 @@ fn render(stats: &Stats, counts: Option<&StoreCounts>, uptime: u64) -> String {
         "in_flight_recipients",
         "Recipients in an attempt.",
         stats.in_flight,
+    );
+    metric(
+        "gauge",
+        "overdue_recipients",
+        "Recipients in the queue half an hour past their lifetime or more; other than 0 is a fault.",
+        stats.overdue,
     );
     metric("gauge", "uptime_seconds", "Time since the start.", uptime);
     if let Some(counts) = counts {

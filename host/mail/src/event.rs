@@ -24,7 +24,8 @@ pub enum EventKind {
     PassthroughTried,
     /// The route refused this recipient of a message that was otherwise accepted.
     Refused,
-    /// The database held an attempt's trace from before a crash.
+    /// The gateway ended without order while an attempt may have been under way: if one was,
+    /// what follows is a second one, and the mail may arrive twice.
     Recovered,
 }
 

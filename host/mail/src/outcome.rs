@@ -105,7 +105,10 @@ pub enum Fault {
     /// `mail` gave up after its lifetime.
     Expired,
     RelayUnavailable,
+    /// It may be read another time.
     ContentUnreadable,
+    /// What the store has is not what was accepted.
+    ContentDamaged,
 }
 
 impl Fault {
@@ -161,6 +164,7 @@ impl Fault {
             Fault::Expired => (4, 4, 7),
             Fault::RelayUnavailable => (4, 3, 2),
             Fault::ContentUnreadable => (4, 3, 0),
+            Fault::ContentDamaged => (5, 3, 0),
         };
         Enhanced::new(class, subject, detail)
     }
@@ -205,6 +209,7 @@ impl Fault {
             Fault::Expired => "delivery time expired",
             Fault::RelayUnavailable => "the relay is not available",
             Fault::ContentUnreadable => "the stored message could not be read",
+            Fault::ContentDamaged => "the stored message was damaged on the gateway's disk",
         }
     }
 }
@@ -358,7 +363,7 @@ pub struct TlsInfo {
 mod tests {
     use super::*;
 
-    const FAULTS: [(Fault, &str); 27] = [
+    const FAULTS: [(Fault, &str); 28] = [
         (Fault::NullMx, "5.1.10"),
         (Fault::NoSuchDomain, "5.1.2"),
         (Fault::NoAddress, "5.4.4"),
@@ -386,6 +391,7 @@ mod tests {
         (Fault::Expired, "4.4.7"),
         (Fault::RelayUnavailable, "4.3.2"),
         (Fault::ContentUnreadable, "4.3.0"),
+        (Fault::ContentDamaged, "5.3.0"),
     ];
 
     #[test]

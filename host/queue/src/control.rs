@@ -81,4 +81,9 @@ pub struct Stats {
     pub in_flight: u64,
     /// Transitions that the state machine refused: always 0 unless there is a defect.
     pub illegal_transitions: u64,
+    /// Attempts that found the stored content damaged: always 0 unless a disk fails.
+    pub damaged: u64,
+    /// Recipients in the queue well past their lifetime now: always 0 unless there is a
+    /// defect or the database can't be read.
+    pub overdue: u64,
 }

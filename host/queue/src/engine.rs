@@ -4,8 +4,8 @@
 //! at [`Engine::open`]. A recipient taken for an attempt comes back to the schedule only
 //! after its new state is committed, so that no attempt starts from an older one.
 //!
-//! What a crash leaves: attempts under way are made again; notices owed are found on
-//! the rows and sent once.
+//! What a crash leaves: attempts under way are made again, and the log says for whom that may
+//! be so; notices owed are found on the rows and sent once.
 
 mod accept;
 mod attempt;
@@ -14,10 +14,12 @@ mod control;
 mod export;
 mod flight;
 mod hand_off;
+mod life;
 mod notify;
 mod plan;
 mod run;
 mod settle;
+mod watch;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -75,6 +77,12 @@ pub struct Engine {
     stopping: AtomicBool,
     /// The store said that it failed: no new mail until a restart.
     store_failed: AtomicBool,
+    /// Results could not be stored: nothing is attempted before they are.
+    stuck: AtomicBool,
+    /// Recipients found past their lifetime at the last look.
+    overdue: AtomicU64,
+    /// What was due by then may have been in an attempt when the process before this died.
+    cut_off: Option<Timestamp>,
     /// Cuts the housekeeper's sleep short.
     alarm: Notify,
     /// Told whenever a delivery ends while stopping.
@@ -95,6 +103,7 @@ struct Counters {
     refused_messages: AtomicU64,
     policy_fallbacks: AtomicU64,
     illegal_transitions: AtomicU64,
+    damaged: AtomicU64,
 }
 
 fn add(counter: &AtomicU64, n: u64) {
@@ -114,12 +123,14 @@ impl Engine {
         });
         scheduler.set_measures(parts.store.measures().await?);
         let debts = Debts::default();
+        let mut newest = now;
         let mut after = None;
         loop {
             let page = parts.store.load(after, LOAD_PAGE).await?;
             let Some(last) = page.last() else { break };
             after = Some(last.id);
             for recipient in page {
+                newest = newest.max(recipient.state.accepted_at);
                 let owes = recipient.state.owes != tidegate_mail::Owes::None;
                 let message = recipient.id.message;
                 if recipient.state.is_done() {
@@ -129,7 +140,11 @@ impl Engine {
                     continue;
                 }
                 let key = queue_key(&recipient.tenant, &recipient.domain, &recipient.promise);
-                let entry = new_entry(recipient.id, &recipient.state, &recipient.promise);
+                let mut entry = new_entry(recipient.id, &recipient.state, &recipient.promise);
+                if recipient.state.accepted_at > now {
+                    // The clock was set back, by who knows how much: its slots mean nothing.
+                    entry.due = now;
+                }
                 if owes {
                     let next = Next::Waiting {
                         due: entry.due,
@@ -142,6 +157,7 @@ impl Engine {
                 }
             }
         }
+        let cut_off = life::begin(&*parts.store, parts.node, newest).await?;
         Ok(Arc::new_cyclic(|me| Engine {
             me: me.clone(),
             ids: IdSource::new(parts.node),
@@ -153,6 +169,9 @@ impl Engine {
             running: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             store_failed: AtomicBool::new(false),
+            stuck: AtomicBool::new(false),
+            overdue: AtomicU64::new(0),
+            cut_off,
             alarm: Notify::new(),
             idle: Notify::new(),
             parts,
@@ -181,6 +200,8 @@ impl Engine {
             waiting: all,
             in_flight,
             illegal_transitions: get(&c.illegal_transitions),
+            damaged: get(&c.damaged),
+            overdue: get(&self.overdue),
         }
     }
 

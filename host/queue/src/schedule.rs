@@ -248,6 +248,21 @@ impl Scheduler {
         self.entries.len()
     }
 
+    /// How many have an expiry before `limit`, and at most `max` of them.
+    pub fn overdue(&self, limit: Timestamp, max: usize) -> (u64, Vec<RecipientId>) {
+        let mut count = 0;
+        let mut some = Vec::new();
+        for (_, entry) in self.entries.iter() {
+            if entry.expires_at < limit {
+                count += 1;
+                if some.len() < max {
+                    some.push(entry.id);
+                }
+            }
+        }
+        (count, some)
+    }
+
     /// Deliveries under way.
     pub fn in_flight(&self) -> usize {
         self.in_flight
@@ -323,7 +338,12 @@ impl Scheduler {
         entry.stamp = stamp;
         if entry.due > now {
             entry.phase = Phase::Waiting;
-            let at = entry.due.min(entry.expires_at).min(entry.delay_at);
+            let at = if entry.expires_at <= now {
+                // Its end could not be written down: a pause before that is tried again.
+                entry.due
+            } else {
+                entry.due.min(entry.expires_at).min(entry.delay_at)
+            };
             self.set_timer(at, slot, stamp);
             return;
         }

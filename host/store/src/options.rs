@@ -19,6 +19,9 @@ pub struct Options {
     pub sync_interval: Duration,
     /// Name of this gateway, shown as the owner of shards (PostgreSQL only).
     pub owner: String,
+    /// Which run of the machine this is: after another one, what had not been synced may be gone
+    /// from the disk (SQLite only).
+    pub boot: String,
     /// How segment files are written; replaced by tests that inject faults.
     pub disk: Arc<dyn Disk>,
 }
@@ -31,7 +34,15 @@ impl Default for Options {
             max_content_bytes: None,
             sync_interval: Duration::from_millis(100),
             owner: String::from("tidegate"),
+            boot: boot_id(),
             disk: Arc::new(RealDisk),
         }
     }
+}
+
+/// Linux makes one at each boot; elsewhere every start counts as another.
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
 }

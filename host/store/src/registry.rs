@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidegate_queue::directory::{Credential, Relay, Server, Tenant};
 use tidegate_queue::shape::Measure;
-use tidegate_queue::{Activation, Revision, StoreError, StoreResult};
+use tidegate_queue::{Activation, Life, Revision, StoreError, StoreResult};
 
 use crate::codec::{json, parse};
 use crate::rows::{Kind, Rows, Stmt, Value};
@@ -249,6 +249,27 @@ pub(crate) async fn set_shaping_state(
     Ok(changed > 0)
 }
 
+fn life_name(node: u8) -> Value {
+    Value::Text(format!("life/{node}"))
+}
+
+pub(crate) async fn life(rows: &dyn Rows, node: u8) -> StoreResult<Life> {
+    let sql = "SELECT value FROM meta WHERE name = $1";
+    let found = rows.select(sql.into(), vec![life_name(node)], BODY).await?;
+    match found.first() {
+        None => Ok(Life::default()),
+        Some(row) => parse("life", row.text(0)?),
+    }
+}
+
+pub(crate) async fn set_life(rows: &dyn Rows, node: u8, life: Life) -> StoreResult<()> {
+    let sql = "INSERT INTO meta (name, value) VALUES ($1, $2)
+               ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+    change(rows, sql, vec![life_name(node), body(&life)?])
+        .await
+        .map(drop)
+}
+
 /// The methods of `Store` that are the same in both databases.
 macro_rules! store_methods {
     () => {
@@ -278,6 +299,14 @@ macro_rules! store_methods {
 
         fn set_shaping_state(&self, expected: u64, state: Bytes) -> Fut<'_, StoreResult<bool>> {
             Box::pin(registry::set_shaping_state(&self.rows, expected, state))
+        }
+
+        fn life(&self, node: u8) -> Fut<'_, StoreResult<Life>> {
+            Box::pin(registry::life(&self.rows, node))
+        }
+
+        fn set_life(&self, node: u8, life: Life) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::set_life(&self.rows, node, life))
         }
     };
 }

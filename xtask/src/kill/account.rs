@@ -25,8 +25,8 @@ pub struct Counts {
     pub notices: u64,
     /// Deliveries of mail or notices beyond the first.
     pub duplicates: u64,
-    /// Of the duplicates, those whose log says that an attempt may have been cut off.
-    pub admitted: u64,
+    /// Of the duplicates, those that the log marks as possible.
+    pub marked: u64,
     /// Recipients of accepted mail without the mail or the notice that is due to them.
     pub lost: u64,
     /// Notices beyond the first on one mail and occasion.
@@ -165,15 +165,17 @@ impl Account {
                 continue;
             };
             counts.longest_unrecorded = counts.longest_unrecorded.max(unrecorded);
-            // Mail whose 250 was cut off has no id that the client could ask for.
-            let Some(fact) = fact else { continue };
-            if !logs.contains_key(&fact.id) {
-                let log = gateway.log(&fact.id).with_context(|| what.clone())?;
-                logs.insert(fact.id.clone(), log);
+            if !logs.contains_key(subject) {
+                let log = match fact {
+                    Some(fact) => gateway.log(&fact.id),
+                    // The client knows no queue id of mail whose 250 was cut off.
+                    None => by_message_id(gateway, subject),
+                };
+                logs.insert(subject.clone(), log.with_context(|| what.clone())?);
             }
-            match recorded(&logs[&fact.id], address, last_kill) {
-                Ok(admitted) => counts.admitted += u64::from(admitted),
-                Err(wrong) => faults.push(format!("{what}: {wrong}: {}", logs[&fact.id])),
+            match recorded(&logs[subject], address, last_kill) {
+                Ok(()) => counts.marked += times.len() as u64 - 1,
+                Err(wrong) => faults.push(format!("{what}: {wrong}: {}", logs[subject])),
             }
         }
         counts.unanswered = unanswered.len() as u64;
@@ -197,9 +199,22 @@ impl Account {
                 ));
             }
             for (id, times) in by_id {
+                if times.len() == 1 {
+                    continue;
+                }
                 counts.duplicates += times.len() as u64 - 1;
-                if times.len() > 1 && explained(times, kills).is_none() {
-                    faults.push(format!("notice {id}: twice without a kill between"));
+                let what = format!("notice {id}, {} times", times.len());
+                let Some((last_kill, _)) = explained(times, kills) else {
+                    faults.push(format!("{what}: twice without a kill between"));
+                    continue;
+                };
+                let queue_id = id.trim_matches(['<', '>']).split('@').next();
+                let log = gateway
+                    .log(queue_id.unwrap_or_default())
+                    .with_context(|| what.clone())?;
+                match recorded(&log, super::load::SENDER, last_kill) {
+                    Ok(()) => counts.marked += times.len() as u64 - 1,
+                    Err(wrong) => faults.push(format!("{what}: {wrong}: {log}")),
                 }
             }
         }
@@ -237,10 +252,18 @@ fn explained<'k>(times: &[Instant], kills: &'k [Kill]) -> Option<(&'k Kill, Dura
     Some((last?, longest))
 }
 
+fn by_message_id(gateway: &Gateway, subject: &str) -> anyhow::Result<Value> {
+    let found = gateway.json(&["log", "--message-id", &format!("<{subject}@acme.test>")])?;
+    found
+        .get(0)
+        .cloned()
+        .with_context(|| format!("the log knows no {subject}: {found}"))
+}
+
 /// Checks that the log has one delivery to this recipient, recorded after the kill: so the
-/// delivery before it was not yet on record when the process died. Gives whether the log itself
-/// says that an attempt may have been cut off.
-fn recorded(entry: &Value, address: &str, kill: &Kill) -> Result<bool, String> {
+/// delivery before it was not yet on record when the process died; and that the log itself says
+/// that an attempt may have been cut off.
+fn recorded(entry: &Value, address: &str, kill: &Kill) -> Result<(), String> {
     let index = entry["recipients"]
         .as_array()
         .into_iter()
@@ -265,5 +288,9 @@ fn recorded(entry: &Value, address: &str, kill: &Kill) -> Result<bool, String> {
             kill.wall_millis - at
         ));
     }
-    Ok(events().any(|event| event["kind"] == "recovered" || event["verdict"] == "uncertain"))
+    let marks = |event: &Value| event["kind"] == "recovered" || event["verdict"] == "uncertain";
+    match events().any(marks) {
+        true => Ok(()),
+        false => Err("the log does not say that it may be".to_owned()),
+    }
 }

@@ -17,7 +17,7 @@ const SESSIONS: usize = 6;
 /// after the last kill is a matter of seconds.
 const BACKLOG: u64 = 400;
 
-const SENDER: &str = "sales@acme.test";
+pub const SENDER: &str = "sales@acme.test";
 
 /// The address that its destination refuses.
 pub const GONE: &str = "gone@mixed.test";

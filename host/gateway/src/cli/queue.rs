@@ -139,6 +139,7 @@ pub enum QueueCommand {
 }
 
 fn entries(list: &Value) -> Table {
+    let now = tidegate_net::clock::OsClock.now().as_millis();
     let mut table = Table::new(&[
         "RECIPIENT",
         "ID",
@@ -155,10 +156,13 @@ fn entries(list: &Value) -> Table {
             Value::Null => format!("@{}", cell(&e["domain"])),
             address => cell(address),
         };
-        let reason = match &e["reason"] {
+        let mut reason = match &e["reason"] {
             Value::Null => "under way".to_owned(),
             reason => cell(reason),
         };
+        if e["expires_at"].as_i64().is_some_and(|at| at < now) {
+            reason.push_str(" (overdue)");
+        }
         table.row([
             address,
             cell(&e["id"]["message"]),

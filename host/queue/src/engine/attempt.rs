@@ -22,9 +22,10 @@ use crate::schedule::{Exit, Next, Task, Ticket, Wake, Work};
 const READ_AGAIN: Duration = Duration::from_secs(60);
 
 impl Engine {
-    /// The next task of the schedule, unless the engine is stopping.
+    /// The next task of the schedule, unless the engine is stopping or results can't be stored.
     pub(super) fn take(&self) -> Option<Task> {
-        if self.stopping.load(Ordering::Relaxed) {
+        let no_more = [&self.stopping, &self.stuck, &self.store_failed];
+        if no_more.iter().any(|flag| flag.load(Ordering::Relaxed)) {
             return None;
         }
         let directory = self.parts.directory.load();
@@ -136,7 +137,8 @@ impl Engine {
                 for ticket in tickets {
                     let next = Next::Waiting {
                         due: now.plus(READ_AGAIN),
-                        delay_at: Timestamp::FAR_FUTURE,
+                        // Looked at again then, if it has not passed yet.
+                        delay_at: now.plus(READ_AGAIN),
                         attempts: ticket.attempts,
                     };
                     self.schedule().settled(*ticket, next, now);
@@ -156,7 +158,8 @@ impl Engine {
         };
         let (results, host_failure) = match self.job(&work, &carried, &loaded) {
             Ok(job) => {
-                let hand_off = self.parts.transport.deliver(job).await;
+                let mut hand_off = self.parts.transport.deliver(job).await;
+                self.look_into(&carried, &mut hand_off.results).await;
                 (hand_off.results, hand_off.host_failure)
             }
             Err(fault) => {
@@ -371,7 +374,7 @@ impl Engine {
         let next = match before.state.state {
             State::Waiting { due } => Next::Waiting {
                 due: due.max(now.plus(READ_AGAIN)),
-                delay_at: Timestamp::FAR_FUTURE,
+                delay_at: now.plus(READ_AGAIN),
                 attempts: before.state.attempts,
             },
             State::Done(_) => Next::Gone,

@@ -159,7 +159,7 @@ impl Engine {
         for ticket in tickets {
             let next = Next::Waiting {
                 due: now.plus(std::time::Duration::from_secs(1)),
-                delay_at: tidegate_mail::Timestamp::FAR_FUTURE,
+                delay_at: now.plus(std::time::Duration::from_secs(1)),
                 attempts: ticket.attempts,
             };
             scheduler.settled(*ticket, next, now);

@@ -30,6 +30,8 @@ impl Engine {
         background.spawn(async move { me.keep_house().await });
         let me = self.clone();
         background.spawn(async move { me.keep_sweeping().await });
+        let me = self.clone();
+        background.spawn(async move { me.keep_watch().await });
         for (name, sink) in &self.parts.sinks {
             let (me, name, sink) = (self.clone(), name.clone(), sink.clone());
             background.spawn(async move { me.keep_exporting(&name, &*sink).await });
@@ -49,6 +51,7 @@ impl Engine {
         while !self.ledger.is_empty() && self.settle_pending().await {}
         // What can't be paid now is on its row and is found at the next start.
         let _ = self.pay_debts().await;
+        self.end_life().await;
         self.running.store(false, Ordering::Relaxed);
     }
 

@@ -1,7 +1,8 @@
 //! The ledger: new states on their way to the store, batched while the last commit runs.
 //!
 //! A settlement that the store could not take is offered again until it does: the outcome
-//! of an attempt is never forgotten while the process lives.
+//! of an attempt is never forgotten while the process lives. Until then no attempt is begun,
+//! since what it leads to could not be written down either, and would be made twice.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
@@ -62,8 +63,13 @@ impl Engine {
         ticket: Ticket,
         before: &Loaded,
         state: RecipientState,
-        events: Vec<Event>,
+        mut events: Vec<Event>,
     ) {
+        if !events.is_empty()
+            && let Some(mark) = self.cut_off_mark(before)
+        {
+            events.insert(0, mark);
+        }
         let next = match state.state {
             State::Waiting { due } => Next::Waiting {
                 due,
@@ -97,6 +103,12 @@ impl Engine {
         if entries.is_empty() {
             return true;
         }
+        let taken = self.offer(entries).await;
+        self.stuck.store(!taken, Ordering::Relaxed);
+        taken
+    }
+
+    async fn offer(&self, entries: Vec<Entry>) -> bool {
         let settlements = entries.iter().map(|e| e.settlement.clone()).collect();
         match self.parts.store.settle(settlements).await {
             Ok(()) => {
@@ -110,6 +122,27 @@ impl Engine {
                 let mut scheduler = self.schedule();
                 for entry in entries {
                     scheduler.settled(entry.ticket, Next::Gone, now);
+                }
+                true
+            }
+            Err(StoreError::Conflict(_)) if entries.len() > 1 => {
+                // One by one, so that one does not hold up the rest.
+                let mut entries = entries.into_iter();
+                while let Some(entry) = entries.next() {
+                    if !Box::pin(self.offer(vec![entry])).await {
+                        self.ledger.give_back(entries.collect());
+                        return false;
+                    }
+                }
+                true
+            }
+            Err(StoreError::Conflict(why)) => {
+                // Its commit broke off and was reported as failed, and stands all the same: the
+                // recipient has left the queue.
+                let now = self.now();
+                for entry in entries {
+                    tracing::warn!(recipient = %entry.settlement.id, why, "a result is on record already");
+                    self.schedule().settled(entry.ticket, Next::Gone, now);
                 }
                 true
             }

@@ -229,6 +229,17 @@ pub struct StoreCounts {
     pub syncs: u64,
 }
 
+/// What the store remembers of the gateway's own life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Life {
+    /// A gateway serves this store, or ended without order.
+    pub running: bool,
+    /// When the last start after such an end was. Attempts for recipients that were due by
+    /// then may have been cut off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crashed: Option<Timestamp>,
+}
+
 /// The durable record of the queue and the log. Each call is one transaction; calls
 /// made at the same time may share a commit. The schedule is not here: it lives in the
 /// memory of the gateway that owns the shards.
@@ -303,6 +314,10 @@ pub trait Store: Send + Sync + 'static {
     fn shaping_state(&self) -> Fut<'_, StoreResult<Option<(u64, Bytes)>>>;
     /// Compare and swap: `false` if the stored version is no longer `expected` (0: none).
     fn set_shaping_state(&self, expected: u64, state: Bytes) -> Fut<'_, StoreResult<bool>>;
+
+    /// How the gateway of this number (0 to 255) has lived so far.
+    fn life(&self, node: u8) -> Fut<'_, StoreResult<Life>>;
+    fn set_life(&self, node: u8, life: Life) -> Fut<'_, StoreResult<()>>;
 
     /// Gives back the space of a finished content that will not be accepted (the message
     /// was refused or passed through). Without this it is freed after an hour at a sweep.

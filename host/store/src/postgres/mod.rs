@@ -157,6 +157,11 @@ fn recipient<'r>(
 }
 
 impl Store for PgStore {
+    /// The server answers for what is on its disk; when it is back, so are we.
+    fn recovers(&self) -> bool {
+        true
+    }
+
     fn content_writer(&self) -> Fut<'_, StoreResult<Box<dyn ContentWriter>>> {
         Box::pin(async move {
             if let Some(error) = self.failure.get() {

@@ -8,6 +8,7 @@ mod open;
 mod record;
 mod rows;
 mod segments;
+mod wal;
 mod writer;
 
 use std::sync::Arc;

@@ -38,6 +38,11 @@ impl SqliteStore {
     /// `Full` without room for the first segment, `Damaged` if it can't be read,
     /// `Failed` for anything else that the file system says.
     pub async fn open(dir: &Path, options: Options) -> StoreResult<Arc<Self>> {
+        let opened = SqliteStore::open_in(dir, options).await;
+        opened.map_err(|error| with_remedy(&dir.join("queue.db"), error))
+    }
+
+    async fn open_in(dir: &Path, options: Options) -> StoreResult<Arc<Self>> {
         // SAFETY: takes no arguments and only returns a constant of the linked library.
         let version = unsafe { libsqlite3_sys::sqlite3_libversion_number() };
         if version < MIN_SQLITE {
@@ -48,6 +53,7 @@ impl SqliteStore {
         std::fs::create_dir_all(dir).map_err(|e| fault(&dir.display().to_string(), &e))?;
         let lock = lock(dir).await?;
         let path = dir.join("queue.db");
+        super::wal::examine(&path).map_err(|e| fault("the write-ahead log", &e))?;
         let base = SqliteConnectOptions::new()
             .filename(&path)
             .foreign_keys(false)
@@ -82,7 +88,11 @@ impl SqliteStore {
             options.max_content_bytes,
             &live,
         )?;
-        drop_unwritten(&mut conn, &segments).await?;
+        let boot: Option<String> = meta(&mut conn, "boot").await?;
+        if options.boot.is_empty() || boot.as_ref() != Some(&options.boot) {
+            drop_unwritten(&mut conn, &segments).await?;
+            note_boot(&mut conn, &options.boot).await;
+        }
         let promises = load_promises(&mut conn).await?;
         let tally = Arc::new(Tally::default());
         let (messages, recipients) = count(&mut conn).await?;
@@ -130,6 +140,19 @@ impl SqliteStore {
 
 fn open_error(path: &Path, error: &sqlx::Error) -> StoreError {
     StoreError::Failed(format!("can't open {}: {error}", path.display()))
+}
+
+/// SQLite's words for a damaged database say nothing of what to do.
+fn with_remedy(path: &Path, error: StoreError) -> StoreError {
+    let said = error.to_string();
+    let damaged = ["file is not a database", "disk image is malformed"];
+    if !damaged.iter().any(|words| said.contains(words)) {
+        return error;
+    }
+    StoreError::Damaged(format!(
+        "{} is damaged ({said}): keep a copy of its directory, then restore it from a backup, or save what can be read with \"sqlite3 queue.db .recover\"",
+        path.display()
+    ))
 }
 
 /// Takes the directory for this process. The lock goes with the file handle.
@@ -211,9 +234,21 @@ async fn count(conn: &mut SqliteConnection) -> StoreResult<(u64, u64)> {
     Ok((messages as u64, recipients as u64))
 }
 
-/// A crash can leave rows of the last commit whose contents did not reach the disk. They
-/// were never acknowledged, so they are dropped. Any earlier content was synced before
-/// the last commit began.
+async fn note_boot(conn: &mut SqliteConnection, boot: &str) {
+    let sql = "INSERT INTO meta (name, value) VALUES ('boot', $1)
+               ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+    let noted = conn.execute(sqlx::query(sql).bind(boot.to_owned())).await;
+    if let Err(error) = noted {
+        // On a full disk; the next start looks at the last commit again.
+        tracing::warn!(%error, "the run of the machine could not be noted");
+    }
+}
+
+/// A crash of the machine can leave rows of the last commit whose contents did not reach the
+/// disk. They were never acknowledged, so they are dropped. Any earlier content was synced before
+/// the last commit began. A crash of the process alone leaves none, since what it wrote is the
+/// system's: what can't be read then is damaged, and is told. So is the content of a file that
+/// is missing as a whole: files are synced before their first record.
 async fn drop_unwritten(conn: &mut SqliteConnection, segments: &Segments) -> StoreResult<()> {
     let sql = "SELECT id, content FROM message WHERE id IN
                (SELECT value FROM json_each((SELECT value FROM meta WHERE name = 'latest')))";
@@ -226,7 +261,7 @@ async fn drop_unwritten(conn: &mut SqliteConnection, segments: &Segments) -> Sto
         let whole = pieces.iter().all(|piece| {
             segments
                 .file(piece.segment)
-                .is_some_and(|file| record::read(&file, piece).is_ok())
+                .is_none_or(|file| record::read(&file, piece).is_ok())
         });
         if whole {
             continue;

@@ -89,21 +89,27 @@ pub(crate) fn header(piece: &Piece, message: i64, part: u32, data: &[u8]) -> [u8
 /// Reads and verifies a record: blocking.
 pub(crate) fn read(file: &File, piece: &Piece) -> io::Result<Bytes> {
     let mut buffer = vec![0u8; HEADER + piece.length as usize];
-    file.read_exact_at(&mut buffer, piece.offset)?;
+    file.read_exact_at(&mut buffer, piece.offset)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => bad(piece, "the file ends before it"),
+            _ => error,
+        })?;
     check(piece, Bytes::from(buffer))
+}
+
+fn bad(piece: &Piece, what: &str) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!(
+            "content at segment {} offset {}: {what}",
+            piece.segment, piece.offset
+        ),
+    )
 }
 
 /// The data of a record read with its header.
 pub(crate) fn check(piece: &Piece, record: Bytes) -> io::Result<Bytes> {
-    let bad = |what: &str| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!(
-                "content at segment {} offset {}: {what}",
-                piece.segment, piece.offset
-            ),
-        )
-    };
+    let bad = |what| bad(piece, what);
     let header = &record[..HEADER];
     if header[..4] != MAGIC {
         return Err(bad("no record"));

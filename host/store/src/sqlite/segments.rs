@@ -178,14 +178,26 @@ impl Segments {
                 },
             );
         }
+        let mut missing: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut next_number = segments.keys().next_back().map_or(1, |n| n + 1);
         for piece in live {
             epochs = epochs.max(piece.epoch);
             if let Some(segment) = segments.get_mut(&piece.segment) {
                 segment.live += piece.span();
                 segment.use_ = Use::Sealed;
+            } else {
+                *missing.entry(piece.segment).or_default() += 1;
+                // Its number stays free for when it is put back.
+                next_number = next_number.max(piece.segment + 1);
             }
         }
-        let next_number = segments.keys().next_back().map_or(1, |n| n + 1);
+        for (number, contents) in missing {
+            tracing::error!(
+                path = %path(&dir, number).display(),
+                contents,
+                "a segment file is missing: put it back while the gateway is stopped; until then its mail is deferred, and returned at the end of its lifetime"
+            );
+        }
         let (chores, todo) = mpsc::channel();
         let store = Arc::new(Segments {
             dir,

@@ -1,0 +1,126 @@
+//! A store that fails without dying, and a clock that was wrong.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_mail::{EventKind, Notify};
+use tidegate_queue::Settings;
+use tidegate_queue::control::QueueQuery;
+
+use crate::scenario::{START, Scenario};
+use crate::steady::{HOUR, Steady, events, mail, notices, times};
+use crate::world::{Manner, NEVER};
+
+const TO: &str = "someone@x.test";
+
+/// Everything is read from the store, nothing kept in memory for the first attempt.
+async fn forgetful() -> Scenario {
+    let settings = Settings {
+        content_budget: 0,
+        ..Settings::default()
+    };
+    Scenario::with(settings, Arc::new(Steady::default())).await
+}
+
+#[tokio::test]
+async fn a_result_whose_commit_was_in_doubt_holds_up_nothing() {
+    let scenario = forgetful().await;
+    scenario.crash.doubt("settle");
+    let (first, _) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    scenario.pass(Duration::from_secs(5)).await;
+    let (second, reply) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    assert_eq!(reply.code, 250, "{reply}");
+    scenario.pass(HOUR).await;
+    for id in [first, second] {
+        let log = events(&scenario, id).await;
+        assert_eq!(times(&log, EventKind::Delivered).len(), 1, "{log:?}");
+    }
+    assert_eq!(scenario.world.attempts_for(TO).len(), 2);
+    let counts = scenario.store().counts().await.expect("counts");
+    assert_eq!((counts.messages, counts.recipients), (0, 0));
+    assert_eq!(scenario.engine().stats().waiting, 0);
+}
+
+#[tokio::test]
+async fn nothing_is_attempted_while_results_can_t_be_stored() {
+    let scenario = forgetful().await;
+    scenario.crash.fail(Some("settle"));
+    for n in 0..5 {
+        let address = format!("r{n}@x.test");
+        scenario.submit(mail(&[(&address, Notify::Absent)])).await;
+        scenario.pass(Duration::from_secs(5)).await;
+    }
+    assert_eq!(scenario.world.delivered().len(), 1);
+    scenario.crash.fail(None);
+    scenario.pass(HOUR).await;
+    assert_eq!(scenario.world.delivered().len(), 5);
+    assert_eq!(scenario.engine().stats().waiting, 0);
+}
+
+#[tokio::test]
+async fn who_is_in_the_queue_past_the_lifetime_is_reported() {
+    let scenario = forgetful().await;
+    scenario.world.set("x.test", Manner::Unreachable(NEVER));
+    let (id, _) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    scenario.pass(HOUR * 47).await;
+    // A database that can't be read keeps a recipient beyond its time; nothing else should.
+    scenario.crash.fail(Some("messages"));
+    scenario.pass(HOUR).await;
+    assert_eq!(scenario.engine().watch(), 0);
+    scenario.pass(HOUR).await;
+    assert_eq!(scenario.engine().watch(), 1);
+    assert_eq!(scenario.engine().stats().overdue, 1);
+    scenario.crash.fail(None);
+    scenario.pass(Duration::from_secs(120)).await;
+    assert_eq!(scenario.engine().watch(), 0);
+    assert_eq!(scenario.engine().stats().overdue, 0);
+    let log = events(&scenario, id).await;
+    assert_eq!(times(&log, EventKind::Expired).len(), 1);
+    // One of delay and one of failure.
+    assert_eq!(notices(&scenario).len(), 2);
+}
+
+#[tokio::test]
+async fn a_delay_that_could_not_be_read_at_its_time_is_told_later() {
+    let scenario = forgetful().await;
+    scenario.world.set("x.test", Manner::Unreachable(NEVER));
+    scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    scenario.pass(HOUR * 3).await;
+    scenario.crash.fail(Some("messages"));
+    scenario.pass(HOUR + HOUR / 2).await;
+    scenario.crash.fail(None);
+    scenario.pass(Duration::from_secs(120)).await;
+    assert_eq!(notices(&scenario).len(), 1);
+}
+
+#[tokio::test]
+async fn mail_accepted_under_a_clock_that_was_ahead_goes_at_the_next_start() {
+    let mut scenario = forgetful().await;
+    scenario.world.set("x.test", Manner::Greylist(1));
+    scenario.clock.set(START.plus(HOUR * 24 * 365));
+    let (id, _) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    scenario.pass(Duration::from_secs(1)).await;
+    scenario.clock.set(START);
+    scenario.restart().await;
+    scenario.pass(Duration::from_secs(1)).await;
+    let log = events(&scenario, id).await;
+    assert_eq!(times(&log, EventKind::Delivered).len(), 1, "{log:?}");
+    assert_eq!(scenario.engine().stats().expired, 0);
+}
+
+#[tokio::test]
+async fn a_clock_set_forward_by_days_ends_lifetimes_once_and_nothing_storms() {
+    let scenario = forgetful().await;
+    scenario.world.set("x.test", Manner::Unreachable(NEVER));
+    let (id, _) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    scenario.pass(HOUR).await;
+    let before = scenario.world.attempts_for(TO).len();
+    scenario.clock.set(START.plus(HOUR * 73));
+    scenario.pass(HOUR).await;
+    let log = events(&scenario, id).await;
+    assert_eq!(times(&log, EventKind::Expired).len(), 1, "{log:?}");
+    assert!(scenario.world.attempts_for(TO).len() <= before + 1);
+    assert_eq!(notices(&scenario).len(), 1, "the failure, and no delay");
+    let queue = scenario.engine().queue(QueueQuery::default()).await;
+    assert!(queue.expect("a listing").is_empty());
+}
