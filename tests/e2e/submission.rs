@@ -97,7 +97,7 @@ fn many_large_messages_at_once_stay_within_the_memory_configured() {
     }
     // All of it lies in the gateway, or on its disk.
     let grown = (proc::rss_kib(pid).unwrap().saturating_sub(before)) / 1024;
-    let sent = SESSIONS * body.len() >> 20;
+    let sent = (SESSIONS * body.len()) >> 20;
     println!("{SESSIONS} messages, {sent} MiB under way: {grown} MiB more memory");
     assert!(grown < sent as u64 * 3 / 5, "{grown} MiB for {sent} MiB");
     for raw in &mut sessions {
