@@ -10,6 +10,7 @@ mod passthrough;
 mod policies;
 mod postgres;
 mod submission;
+mod transport;
 
 use std::time::Duration;
 

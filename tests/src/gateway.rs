@@ -27,6 +27,7 @@ const READY_WITHIN: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct Options {
     table: toml::Table,
+    policies: bool,
 }
 
 impl Options {
@@ -92,7 +93,14 @@ address = "{ip}:{admin}"
         );
         Ok(Options {
             table: text.parse()?,
+            policies: true,
         })
+    }
+
+    /// The built-in routes decide; what it takes to prepare policies is saved.
+    pub fn without_policies(mut self) -> Options {
+        self.policies = false;
+        self
     }
 
     /// Sets a key by its dotted path.
@@ -243,11 +251,15 @@ impl Gateway {
         };
         // First the configuration: where the policies are put depends on the database.
         gateway.write_config()?;
+        let with: Vec<std::ffi::OsString> = if gateway.options.policies {
+            vec!["--policies".into(), policies()?.into()]
+        } else {
+            vec!["--no-policies".into()]
+        };
         let made = Command::new(&gateway.binary)
             .args(["init", "--force", "--dir"])
             .arg(gateway.directory())
-            .arg("--policies")
-            .arg(policies()?)
+            .args(with)
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("run {}", gateway.binary.display()))?;

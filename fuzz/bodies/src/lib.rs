@@ -14,6 +14,7 @@ mod input;
 mod notice;
 mod reply;
 mod session;
+mod sts;
 mod xtext;
 
 pub use address::address;
@@ -23,13 +24,14 @@ pub use header::header;
 pub use notice::notice;
 pub use reply::reply;
 pub use session::session;
+pub use sts::sts;
 pub use xtext::xtext;
 
 /// What is tried with an input.
 pub type Body = fn(&[u8]);
 
 /// Every target: its name, which is also that of its directory of seeds, and its body.
-pub const TARGETS: [(&str, Body); 8] = [
+pub const TARGETS: [(&str, Body); 9] = [
     ("session", session),
     ("data", data),
     ("reply", reply),
@@ -38,6 +40,7 @@ pub const TARGETS: [(&str, Body); 8] = [
     ("header", header),
     ("address", address),
     ("xtext", xtext),
+    ("sts", sts),
 ];
 
 /// What may not stand in a text that goes into a log, a field or a notice.

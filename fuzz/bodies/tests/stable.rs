@@ -119,4 +119,4 @@ macro_rules! targets {
     };
 }
 
-targets!(session data reply dsn notice header address xtext);
+targets!(session data reply dsn notice header address xtext sts);

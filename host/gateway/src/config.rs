@@ -253,7 +253,7 @@ table! {
         dane: bool = true,
         /// Whether MTA-STS policies of recipients' domains are honoured (RFC 8461): delivery only to
         /// the hosts they name, over TLS with a certificate that `trust_anchors` vouch for. A
-        /// policy is fetched by HTTPS before the first mail to its domain, and kept in memory
+        /// policy is fetched by HTTPS before the first mail to its domain, and kept, in `data_dir` too,
         /// for as long as it says. DANE goes first where a host has both.
         mta_sts: bool = true,
         /// The HTTPS port of the hosts that publish MTA-STS policies. Other than 443 for tests only.

@@ -64,6 +64,7 @@ pub fn resolver(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<DnsResolve
         sts: config.delivery.mta_sts.then(|| StsConfig {
             port: config.delivery.mta_sts_port,
             trust_anchors: trust_anchors(config),
+            file: Some(config.data_dir.join("mta-sts.json")),
             ..StsConfig::default()
         }),
         ..DnsConfig::default()

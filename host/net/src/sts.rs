@@ -7,8 +7,11 @@
 //! kept is bounded, and the policies fetched longest ago give way. Knows nothing of SMTP.
 
 mod fetch;
+mod saved;
 
 use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -33,6 +36,9 @@ pub struct StsConfig {
     pub timeout: Duration,
     /// Octets of policies kept, in all.
     pub memory: usize,
+    /// Where policies are kept over a restart: without it, whoever can keep them from being
+    /// fetched then has the mail go without them.
+    pub file: Option<PathBuf>,
 }
 
 impl Default for StsConfig {
@@ -42,6 +48,7 @@ impl Default for StsConfig {
             trust_anchors: TrustAnchors::default(),
             timeout: Duration::from_secs(20),
             memory: 16 * 1024 * 1024,
+            file: None,
         }
     }
 }
@@ -80,16 +87,59 @@ pub(crate) struct Sts {
     tls: tokio_rustls::TlsConnector,
     clock: Arc<dyn Clock>,
     kept: Mutex<HashMap<Box<str>, Kept>>,
+    /// A task writes the file; there is something new for it.
+    saving: AtomicBool,
+    changed: AtomicBool,
 }
 
 impl Sts {
     pub fn new(config: StsConfig, clock: Arc<dyn Clock>) -> Result<Self, TlsSetupError> {
+        let kept = match &config.file {
+            Some(file) => saved::read(file, clock.now()),
+            None => HashMap::new(),
+        };
         Ok(Sts {
             tls: fetch::connector(&config.trust_anchors)?,
             config,
             clock,
-            kept: Mutex::default(),
+            kept: Mutex::new(kept),
+            saving: AtomicBool::new(false),
+            changed: AtomicBool::new(false),
         })
+    }
+
+    /// Has the policies written to the file by a task of their own, a second apart.
+    fn save(self: &Arc<Self>) {
+        let Some(file) = self.config.file.clone() else {
+            return;
+        };
+        self.changed.store(true, Ordering::SeqCst);
+        if self.saving.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let me = self.clone();
+        tokio::spawn(async move {
+            loop {
+                while me.changed.swap(false, Ordering::SeqCst) {
+                    let bytes = saved::render(&me.kept());
+                    let file = file.clone();
+                    let writing = move || saved::write(&file, &bytes);
+                    match tokio::task::spawn_blocking(writing).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => {
+                            tracing::warn!(%error, "MTA-STS policies could not be written");
+                        }
+                        Err(error) => tracing::error!(%error, "writing ended abnormally"),
+                    }
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+                me.saving.store(false, Ordering::SeqCst);
+                // What came between the last look and the end of the task has no other.
+                if !me.changed.load(Ordering::SeqCst) || me.saving.swap(true, Ordering::SeqCst) {
+                    return;
+                }
+            }
+        });
     }
 
     fn kept(&self) -> MutexGuard<'_, HashMap<Box<str>, Kept>> {
@@ -170,7 +220,7 @@ impl Sts {
 
     /// Fetches the policy; what is in force afterwards.
     async fn fetch(
-        &self,
+        self: &Arc<Self>,
         dns: &Dns,
         config: &DnsConfig,
         domain: &str,
@@ -193,6 +243,8 @@ impl Sts {
                 };
                 self.make_room(&mut kept, new.weight(), now);
                 kept.insert(domain.into(), new);
+                drop(kept);
+                self.save();
                 Some(policy)
             }
             Err(reason) => {

@@ -333,6 +333,41 @@ async fn a_policy_stays_in_force_when_it_can_not_be_fetched_any_more() {
 }
 
 #[tokio::test]
+async fn a_policy_outlives_a_restart() {
+    let ca = Ca::new();
+    let peer = peer(&Shown::alone(&["a.mx.example"], false)).await;
+    let rig = Rig::start(&ca, peer.port()).await;
+    rig.https.serves(POLICY);
+    let dns = rig.net.dns.address;
+    let kept = rig._dir.path().join("policies.json");
+    let sts = StsConfig {
+        port: rig.https.address.port(),
+        trust_anchors: TrustAnchors::File(rig._dir.path().join("roots.pem")),
+        file: Some(kept.clone()),
+        ..StsConfig::default()
+    };
+    let gateway = || {
+        let sts = sts.clone();
+        let config = move |config: &mut tidegate_net::resolver::DnsConfig| {
+            config.servers = vec![dns];
+            config.sts = Some(sts);
+        };
+        Net::start(peer.port(), config, |_| {})
+    };
+    let untrusted = "Temporary starttls 4.7.5 TlsUntrusted";
+    assert_eq!(told(&gateway().await.send("d.example").await)[0], untrusted);
+    let begun = std::time::Instant::now();
+    while !kept.exists() {
+        assert!(begun.elapsed() < Duration::from_secs(60));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // The next one can't fetch it, and does not need to.
+    rig.https.says("");
+    assert_eq!(told(&gateway().await.send("d.example").await)[0], untrusted);
+    assert_eq!(rig.https.requests().len(), 1);
+}
+
+#[tokio::test]
 async fn a_new_policy_takes_the_place_of_the_old() {
     let ca = Ca::new();
     let peer = peer(&Shown::alone(&["a.mx.example"], false)).await;
