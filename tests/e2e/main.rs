@@ -9,6 +9,7 @@ mod operator;
 mod passthrough;
 mod policies;
 mod postgres;
+mod rollout;
 mod submission;
 mod transport;
 

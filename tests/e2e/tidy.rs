@@ -30,6 +30,7 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("wasmparser", &["policy"]),
     ("wit-component", &["policy"]),
     ("wit-parser", &["policy"]),
+    ("seccompiler", &["policy"]),
     ("hickory-proto", &["net"]),
     ("hickory-resolver", &["net"]),
     ("socket2", &["net"]),

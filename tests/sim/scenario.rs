@@ -267,6 +267,7 @@ fn directory_with(
         suspended: false,
         bulk_suspended,
         wording: None,
+        record_inputs: true,
     };
     let server = Server {
         tenant: "acme".into(),

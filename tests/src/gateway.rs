@@ -445,10 +445,11 @@ impl Gateway {
 
     /// Runs a command of the gateway's command line against this gateway.
     pub fn cli(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+        // Before the command: after `policy upload` it would be the policy's configuration.
         Command::new(&self.binary)
-            .args(arguments)
             .arg("--config")
             .arg(self.config())
+            .args(arguments)
             .current_dir(self.directory())
             .stdin(Stdio::null())
             .output()
@@ -476,6 +477,38 @@ impl Gateway {
         words.push("--json");
         let text = self.run(&words)?;
         serde_json::from_str(&text).with_context(|| format!("not JSON: {text}"))
+    }
+
+    /// Makes a token for a tenant; the file it is in.
+    pub fn token(&self, tenant: &str) -> anyhow::Result<PathBuf> {
+        let made = self.json(&["token", "add", "--tenant", tenant])?;
+        let token = made["token"].as_str().context("no token")?;
+        let path = self.directory().join(format!("token-{tenant}"));
+        std::fs::write(&path, token)?;
+        Ok(path)
+    }
+
+    /// Runs a command as somebody who has a token and no configuration; its output as JSON.
+    pub fn with_token(&self, token: &Path, arguments: &[&str]) -> anyhow::Result<Value> {
+        let admin = std::fs::read_to_string(self.directory().join("data/admin.address"))?;
+        let output = Command::new(&self.binary)
+            .args(arguments)
+            .arg("--json")
+            .env("TIDEGATE_TOKEN_FILE", token)
+            .env("TIDEGATE_ADMIN", admin.trim())
+            .env("TIDEGATE_CONFIG", "/nonexistent/tidegate.toml")
+            .current_dir(self.directory())
+            .stdin(Stdio::null())
+            .output()
+            .with_context(|| format!("run {}", self.binary.display()))?;
+        if !output.status.success() {
+            bail!(
+                "tidegate {}: {}",
+                arguments.join(" "),
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        Ok(serde_json::from_slice(&output.stdout)?)
     }
 
     /// Adds a tenant with its sending domains.
@@ -536,7 +569,7 @@ impl Gateway {
         let file = self.directory().join("policy-config");
         std::fs::write(&file, config)?;
         let (component, file) = (component.display().to_string(), file.display().to_string());
-        let words = ["policy", "upload", &component, "--policy-config", &file];
+        let words = ["policy", "upload", &component, "--config", &file];
         let answer = self.json(&[&words[..], &["--slot", slot]].concat())?;
         let digest = answer["digest"].as_str().context("no digest")?;
         Ok(digest.to_owned())

@@ -113,6 +113,7 @@ pub(crate) struct TenantChange {
     relays: Option<Vec<String>>,
     suspended: Option<bool>,
     bulk_suspended: Option<bool>,
+    record_inputs: Option<bool>,
 }
 
 pub(crate) async fn change_tenant(
@@ -132,6 +133,9 @@ pub(crate) async fn change_tenant(
     }
     if let Some(suspended) = change.bulk_suspended {
         tenant.bulk_suspended = suspended;
+    }
+    if let Some(record) = change.record_inputs {
+        tenant.record_inputs = record;
     }
     let tenant = checked(&context, tenant).await?;
     context.registry.put_tenant(tenant.clone()).await?;

@@ -12,11 +12,83 @@ use serde::de::DeserializeOwned;
 
 use crate::{ApiError, Context};
 
-/// Lets only the holder of the operator's token pass. A token in the query is never read,
-/// so it can't end up in an access log as a valid one.
+/// Who makes a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    Operator,
+    /// Holds a token of this tenant.
+    Tenant(String),
+}
+
+impl Caller {
+    /// As histories name it.
+    pub fn name(&self) -> String {
+        match self {
+            Caller::Operator => "operator".to_owned(),
+            Caller::Tenant(id) => format!("tenant:{id}"),
+        }
+    }
+
+    /// The tenant that a request is restricted to: an operator's as it asks, a tenant's to
+    /// itself.
+    pub fn restrict(&self, asked: Option<String>) -> Result<Option<String>, ApiError> {
+        match (self, asked) {
+            (Caller::Operator, asked) => Ok(asked),
+            (Caller::Tenant(id), Some(asked)) if asked != *id => Err(self.forbidden()),
+            (Caller::Tenant(id), _) => Ok(Some(id.clone())),
+        }
+    }
+
+    /// Whether it may see and change this slot.
+    pub fn may_use(&self, slot: &str) -> bool {
+        match self {
+            Caller::Operator => true,
+            Caller::Tenant(id) => slot.strip_prefix("routing/") == Some(id),
+        }
+    }
+
+    pub fn forbidden(&self) -> ApiError {
+        let (message, remedy) = match self {
+            Caller::Operator => ("that is not allowed".to_owned(), String::new()),
+            Caller::Tenant(id) => (
+                format!("this token is of the tenant {id:?}, which may not do that"),
+                format!(
+                    "it may work on the slot routing/{id} and read its own queue and log; ask the operator for the rest"
+                ),
+            ),
+        };
+        ApiError::new(StatusCode::FORBIDDEN, "forbidden", message).remedy(remedy)
+    }
+}
+
+/// The routes that a tenant's token opens too; what they show and do is restricted by their
+/// handlers. All others are the operator's.
+const OF_TENANTS: &[(&str, &str)] = &[
+    ("GET", "/whoami"),
+    ("GET", "/policies"),
+    ("POST", "/policies"),
+    ("GET", "/policies/inputs"),
+    ("GET", "/policies/{digest}"),
+    ("GET", "/slots"),
+    ("GET", "/slots/status"),
+    ("GET", "/slots/history"),
+    ("POST", "/slots/activate"),
+    ("POST", "/slots/canary"),
+    ("POST", "/slots/shadow"),
+    ("POST", "/slots/promote"),
+    ("POST", "/slots/rollback"),
+    ("POST", "/slots/rehearse"),
+    ("GET", "/queue"),
+    ("GET", "/log"),
+    ("GET", "/log/{id}"),
+];
+
+/// Lets only the holder of a token pass, and a tenant only where tenants may. A token in the
+/// query is never read, so it can't end up in an access log as a valid one.
 pub(crate) async fn authenticate(
     State(context): State<Arc<Context>>,
-    request: Request,
+    matched: Option<axum::extract::MatchedPath>,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
     let given = request
@@ -27,18 +99,38 @@ pub(crate) async fn authenticate(
             let (scheme, token) = value.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
         });
-    match given {
-        Some(token) if same(token.as_bytes(), context.token.as_bytes()) => {
-            Ok(next.run(request).await)
-        }
-        _ => Err(ApiError::new(
+    let caller = match given {
+        Some(token) if same(token.as_bytes(), context.token.as_bytes()) => Some(Caller::Operator),
+        // What has not the form of a tenant's token is not looked up.
+        Some(token) if token.starts_with(TOKEN_PREFIX) && token.len() <= 128 => context
+            .registry
+            .token(context.host.hash_token(token))
+            .await?
+            .map(|token| Caller::Tenant(token.tenant)),
+        _ => None,
+    };
+    let Some(caller) = caller else {
+        return Err(ApiError::new(
             StatusCode::UNAUTHORIZED,
             "unauthorized",
-            "the operator's token is missing or wrong",
+            "the token is missing, wrong or revoked",
         )
-        .remedy("send Authorization: Bearer with the contents of the admin token file")),
+        .remedy("send Authorization: Bearer with the contents of the admin token file, or with a tenant's token"));
+    };
+    if caller != Caller::Operator {
+        let path = matched.as_ref().map_or("", |m| m.as_str());
+        let path = path.strip_prefix("/api/v1").unwrap_or(path);
+        let method = request.method().as_str();
+        if !OF_TENANTS.contains(&(method, path)) {
+            return Err(caller.forbidden());
+        }
     }
+    request.extensions_mut().insert(caller);
+    Ok(next.run(request).await)
 }
+
+/// How a tenant's token begins.
+pub(crate) const TOKEN_PREFIX: &str = "tgt-";
 
 /// Compares in a time that depends on the lengths only.
 fn same(a: &[u8], b: &[u8]) -> bool {

@@ -1,9 +1,10 @@
 //! The admin API: JSON over HTTP, for the operator's command line and tools.
 //!
 //! It serves what the engine shows, and changes tenants, credentials, servers, relays,
-//! policies and the queue. Every route under `/api/v1` asks for the operator's token;
-//! `/health` and `/metrics` do not, and tell nothing about a tenant. The listener belongs on
-//! loopback: there is no TLS here.
+//! policies and the queue. Every route under `/api/v1` asks for the operator's token; a few
+//! take a tenant's, and then show and change what is the tenant's alone. `/health` and
+//! `/metrics` ask for none, and tell nothing about a tenant. The listener belongs on loopback:
+//! there is no TLS here.
 //!
 //! It does not know SQL, wasmtime, or how a password is hashed or sealed: that is behind
 //! [`Host`].
@@ -15,6 +16,8 @@ mod logs;
 mod metrics;
 mod policies;
 mod queue;
+mod rollout;
+mod tokens;
 mod validate;
 mod ways;
 mod wording;
@@ -54,8 +57,23 @@ pub trait Host: Send + Sync + 'static {
     /// Validates, prepares and stores a component; it is not active by that.
     fn upload(&self, upload: Upload) -> Fut<'_, Result<Revision, ApiError>>;
 
-    /// Puts a stored revision in force in a slot, for the next message.
-    fn activate(&self, activation: Activation) -> Fut<'_, Result<(), ApiError>>;
+    /// Writes a change of a slot down and puts it in force, for the next message.
+    fn change(&self, change: Activation) -> Fut<'_, Result<(), ApiError>>;
+
+    /// What policies in force and on trial do, by slot.
+    fn policy_status(&self) -> serde_json::Map<String, serde_json::Value>;
+
+    /// Asks a revision about recorded decisions, for a bounded time.
+    fn rehearse(&self, rehearse: Rehearse) -> Fut<'_, Result<serde_json::Value, ApiError>>;
+
+    /// Recorded decisions, oldest first.
+    fn inputs(&self, inputs: Inputs) -> Fut<'_, Result<serde_json::Value, ApiError>>;
+
+    /// At least 160 random bits, from letters and digits.
+    fn random_token(&self) -> Result<String, ApiError>;
+
+    /// Hex SHA-256.
+    fn hash_token(&self, token: &str) -> String;
 
     /// Why a tenant's server can't be at this address, where it is written as one: it is the
     /// gateway itself, or on its network. What a name stands for is checked at each use.
@@ -65,6 +83,26 @@ pub trait Host: Send + Sync + 'static {
     fn exporters(&self) -> Vec<String>;
 }
 
+/// Which revision is asked about which decisions.
+pub struct Rehearse {
+    pub slot: String,
+    pub digest: String,
+    pub since: Option<Timestamp>,
+    /// Where the part before ended; 0 at first.
+    pub after: u64,
+}
+
+/// Which recorded decisions are wanted.
+pub struct Inputs {
+    /// `None`: of all tenants.
+    pub tenant: Option<String>,
+    pub since: Option<Timestamp>,
+    pub after: u64,
+    pub max: u32,
+    /// Addresses hashed.
+    pub hash: bool,
+}
+
 /// A policy component as it came in.
 pub struct Upload {
     pub component: Bytes,
@@ -72,6 +110,8 @@ pub struct Upload {
     pub config: String,
     pub note: String,
     pub by: String,
+    /// The slot it is for; empty: none in particular.
+    pub slot: String,
 }
 
 /// What the routes share.
@@ -91,7 +131,7 @@ pub struct Context {
 
 pub(crate) type Shared = State<Arc<Context>>;
 
-/// Who is recorded as having made a change. There is one token, the operator's.
+/// Who is recorded as having made a change that only the operator's token allows.
 pub(crate) const OPERATOR: &str = "operator";
 
 /// All routes.
@@ -132,10 +172,19 @@ pub fn router(context: Context) -> Router {
                 .layer(DefaultBodyLimit::max(upload_limit)),
         )
         .route("/policies/{digest}", get(policies::show))
-        .route("/slots", get(policies::slots))
-        .route("/slots/history", get(policies::history))
-        .route("/slots/activate", post(policies::activate))
-        .route("/slots/rollback", post(policies::rollback))
+        .route("/policies/inputs", get(rollout::inputs))
+        .route("/slots", get(rollout::slots))
+        .route("/slots/status", get(rollout::status))
+        .route("/slots/history", get(rollout::history))
+        .route("/slots/activate", post(rollout::activate))
+        .route("/slots/canary", post(rollout::canary))
+        .route("/slots/shadow", post(rollout::shadow))
+        .route("/slots/promote", post(rollout::promote))
+        .route("/slots/rollback", post(rollout::rollback))
+        .route("/slots/rehearse", post(rollout::rehearse))
+        .route("/tokens", get(tokens::list).post(tokens::add))
+        .route("/tokens/{id}", delete(tokens::remove))
+        .route("/whoami", get(tokens::whoami))
         .route("/queue", get(queue::list))
         .route("/queue/lanes", get(queue::lanes))
         .route("/queue/cancel", post(queue::cancel))
@@ -144,7 +193,8 @@ pub fn router(context: Context) -> Router {
         .route("/measures/{id}", delete(queue::remove_measure))
         .route("/log", get(logs::search))
         .route("/log/{id}", get(logs::show))
-        .layer(axum::middleware::from_fn_with_state(
+        // Within the router, so that the matched route is known.
+        .route_layer(axum::middleware::from_fn_with_state(
             context.clone(),
             extract::authenticate,
         ));

@@ -1,10 +1,11 @@
 //! Searching the delivery log.
 
+use axum::Extension;
 use axum::extract::{Path, State};
 use tidegate_mail::MessageId;
 use tidegate_queue::{LogEntry, LogQuery};
 
-use crate::extract::Query;
+use crate::extract::{Caller, Query};
 use crate::{ApiError, Shared};
 
 /// Most messages in one answer.
@@ -12,8 +13,10 @@ const MAX_FOUND: u32 = 1000;
 
 pub(crate) async fn search(
     State(context): Shared,
+    Extension(caller): Extension<Caller>,
     Query(mut query): Query<LogQuery>,
 ) -> Result<axum::Json<Vec<LogEntry>>, ApiError> {
+    query.tenant = caller.restrict(query.tenant)?;
     if query.limit > MAX_FOUND {
         return Err(ApiError::invalid("limit", "the limit is too high")
             .remedy("use at most 1000, and since or until to narrow the search"));
@@ -41,6 +44,7 @@ pub(crate) async fn search(
 
 pub(crate) async fn show(
     State(context): Shared,
+    Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<axum::Json<LogEntry>, ApiError> {
     let message: MessageId = id
@@ -48,6 +52,8 @@ pub(crate) async fn show(
         .map_err(|e: tidegate_mail::id::BadId| ApiError::invalid("id", e.to_string()))?;
     let query = LogQuery {
         message: Some(message),
+        // Another tenant's mail is not there for this one.
+        tenant: caller.restrict(None)?,
         limit: 1,
         ..LogQuery::default()
     };

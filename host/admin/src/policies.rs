@@ -1,18 +1,24 @@
-//! Policy revisions and the slots they are active in.
+//! Policy revisions: uploaded, listed, shown.
 //!
 //! A slot is `routing` (the default of all tenants), `routing/TENANT`, `shaping` or
-//! `export/NAME`. A revision is named by its digest or a unique beginning of it.
+//! `export/NAME`. A revision is named by its digest or a unique beginning of it. A tenant sees
+//! those that were uploaded for its slot or active in it, and no others.
 
+use std::collections::BTreeSet;
+
+use axum::Extension;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use base64::Engine as _;
 use serde::{Deserialize, Serialize};
+use tidegate_queue::rollout::{self, Step};
 use tidegate_queue::{Activation, Revision};
 
-use crate::extract::{Json, Query};
-use crate::{ApiError, Context, OPERATOR, Shared, Upload, validate};
+use crate::extract::{Caller, Json};
+use crate::rollout::{permille, put};
+use crate::{ApiError, Context, Shared, Upload, validate};
 
-type Answer<T> = Result<axum::Json<T>, ApiError>;
+pub(crate) type Answer<T> = Result<axum::Json<T>, ApiError>;
 
 /// The world whose policies a slot runs.
 pub(crate) fn world_of(slot: &str) -> Option<&'static str> {
@@ -25,7 +31,15 @@ pub(crate) fn world_of(slot: &str) -> Option<&'static str> {
     }
 }
 
-async fn check_slot(context: &Context, slot: &str) -> Result<&'static str, ApiError> {
+/// The world of a slot that is there and that the caller may use.
+pub(crate) async fn check_slot(
+    context: &Context,
+    caller: &Caller,
+    slot: &str,
+) -> Result<&'static str, ApiError> {
+    if !caller.may_use(slot) {
+        return Err(caller.forbidden());
+    }
     let world = world_of(slot).ok_or_else(|| {
         ApiError::invalid("slot", format!("there is no slot {slot:?}"))
             .remedy("use routing, routing/TENANT, shaping or export/NAME")
@@ -60,7 +74,32 @@ async fn check_slot(context: &Context, slot: &str) -> Result<&'static str, ApiEr
     Ok(world)
 }
 
-async fn find(context: &Context, digest: &str) -> Result<Revision, ApiError> {
+/// The revisions that the caller may see.
+async fn visible(context: &Context, caller: &Caller) -> Result<Vec<Revision>, ApiError> {
+    let all = context.registry.revisions().await?;
+    if *caller == Caller::Operator {
+        return Ok(all);
+    }
+    let uploads = context.registry.uploads().await?;
+    let history = context.registry.activations().await?;
+    let own: BTreeSet<&str> = uploads
+        .iter()
+        .map(|u| (&u.slot, &u.digest))
+        .chain(history.iter().map(|a| (&a.slot, &a.digest)))
+        .filter(|(slot, _)| caller.may_use(slot))
+        .map(|(_, digest)| digest.as_str())
+        .collect();
+    Ok(all
+        .into_iter()
+        .filter(|r| own.contains(r.digest.as_str()))
+        .collect())
+}
+
+pub(crate) async fn find(
+    context: &Context,
+    caller: &Caller,
+    digest: &str,
+) -> Result<Revision, ApiError> {
     let given = digest.to_ascii_lowercase();
     if given.len() < 6 || !given.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(
@@ -68,9 +107,7 @@ async fn find(context: &Context, digest: &str) -> Result<Revision, ApiError> {
                 .remedy("give at least the first 6 hexadecimal digits"),
         );
     }
-    let mut found: Vec<Revision> = context
-        .registry
-        .revisions()
+    let mut found: Vec<Revision> = visible(context, caller)
         .await?
         .into_iter()
         .filter(|r| r.digest.starts_with(&given))
@@ -94,60 +131,70 @@ pub(crate) struct ShownRevision {
     revision: Revision,
     /// The slots where it is in force.
     active_in: Vec<String>,
+    /// Where it is a canary or a shadow.
+    on_trial_in: Vec<String>,
 }
 
-/// The newest activation of each slot, by slot.
-async fn in_force(context: &Context) -> Result<Vec<Activation>, ApiError> {
-    let mut newest = std::collections::BTreeMap::new();
-    for activation in context.registry.activations().await? {
-        newest.insert(activation.slot.clone(), activation);
-    }
-    Ok(newest.into_values().collect())
-}
-
-async fn with_slots(context: &Context, revision: Revision) -> Result<ShownRevision, ApiError> {
-    let active_in = in_force(context)
-        .await?
+/// Revisions with their slots, as far as the caller may see either.
+async fn with_slots(
+    context: &Context,
+    caller: &Caller,
+    revisions: Vec<Revision>,
+) -> Result<Vec<ShownRevision>, ApiError> {
+    let slots = rollout::slots(&context.registry.activations().await?);
+    let of = |digest: &str, which: fn(&rollout::SlotState) -> &Option<Activation>| {
+        slots
+            .iter()
+            .filter(|(slot, _)| caller.may_use(slot))
+            .filter(|(_, state)| which(state).as_ref().is_some_and(|a| a.digest == digest))
+            .map(|(slot, _)| slot.clone())
+            .collect()
+    };
+    Ok(revisions
         .into_iter()
-        .filter(|a| a.digest == revision.digest)
-        .map(|a| a.slot)
-        .collect();
-    Ok(ShownRevision {
-        revision,
-        active_in,
-    })
-}
-
-pub(crate) async fn list(State(context): Shared) -> Answer<Vec<ShownRevision>> {
-    let slots = in_force(&context).await?;
-    let mut all: Vec<ShownRevision> = context
-        .registry
-        .revisions()
-        .await?
-        .into_iter()
-        .map(|revision| ShownRevision {
-            active_in: slots
-                .iter()
-                .filter(|a| a.digest == revision.digest)
-                .map(|a| a.slot.clone())
-                .collect(),
-            revision,
+        .map(|mut revision| {
+            if *caller != Caller::Operator && revision.uploaded_by != caller.name() {
+                // Another uploaded the same one before: that is none of the tenant's business.
+                revision.uploaded_by = String::new();
+                revision.note = String::new();
+            }
+            ShownRevision {
+                active_in: of(&revision.digest, |s| &s.in_force),
+                on_trial_in: of(&revision.digest, |s| &s.trial),
+                revision,
+            }
         })
-        .collect();
+        .collect())
+}
+
+pub(crate) async fn list(
+    State(context): Shared,
+    Extension(caller): Extension<Caller>,
+) -> Answer<Vec<ShownRevision>> {
+    let revisions = visible(&context, &caller).await?;
+    let mut all = with_slots(&context, &caller, revisions).await?;
     all.sort_by_key(|r| std::cmp::Reverse(r.revision.uploaded_at));
     Ok(axum::Json(all))
 }
 
-pub(crate) async fn show(
-    State(context): Shared,
-    Path(digest): Path<String>,
-) -> Answer<ShownRevision> {
-    let revision = find(&context, &digest).await?;
-    Ok(axum::Json(with_slots(&context, revision).await?))
+async fn one(
+    context: &Context,
+    caller: &Caller,
+    revision: Revision,
+) -> Result<ShownRevision, ApiError> {
+    with_slots(context, caller, vec![revision])
+        .await?
+        .pop()
+        .ok_or_else(|| ApiError::internal("the revision is gone"))
 }
 
-pub(crate) async fn slots(State(context): Shared) -> Answer<Vec<Activation>> {
-    Ok(axum::Json(in_force(&context).await?))
+pub(crate) async fn show(
+    State(context): Shared,
+    Extension(caller): Extension<Caller>,
+    Path(digest): Path<String>,
+) -> Answer<ShownRevision> {
+    let revision = find(&context, &caller, &digest).await?;
+    Ok(axum::Json(one(&context, &caller, revision).await?))
 }
 
 #[derive(Deserialize)]
@@ -160,20 +207,61 @@ pub(crate) struct NewPolicy {
     config: String,
     #[serde(default)]
     note: String,
-    /// Activates the revision there at once.
+    /// What it is for. Puts the revision in force there at once, unless one of the next
+    /// three says otherwise. A tenant has to name its own.
     #[serde(default)]
     slot: Option<String>,
+    /// Keeps it, and puts it nowhere.
+    #[serde(default)]
+    inactive: bool,
+    /// Percent of the messages.
+    #[serde(default)]
+    canary: Option<f64>,
+    #[serde(default)]
+    shadow: bool,
+}
+
+impl NewPolicy {
+    fn step(&self) -> Result<Option<Step>, ApiError> {
+        let told = [self.inactive, self.canary.is_some(), self.shadow];
+        if told.iter().filter(|t| **t).count() > 1 {
+            return Err(ApiError::invalid(
+                "slot",
+                "inactive, canary and shadow exclude each other",
+            ));
+        }
+        if self.slot.is_none() && told.contains(&true) {
+            return Err(ApiError::invalid("slot", "which slot is it for?")
+                .remedy("name it: routing or routing/TENANT"));
+        }
+        Ok(match self.canary {
+            Some(percent) => Some(Step::Canary {
+                permille: permille(percent)?,
+            }),
+            None if self.shadow => Some(Step::Shadow),
+            None if self.inactive || self.slot.is_none() => None,
+            None => Some(Step::Activate),
+        })
+    }
 }
 
 pub(crate) async fn upload(
     State(context): Shared,
+    Extension(caller): Extension<Caller>,
     Json(new): Json<NewPolicy>,
 ) -> Result<(StatusCode, axum::Json<ShownRevision>), ApiError> {
     validate::note("note", &new.note)?;
-    let world = match &new.slot {
-        Some(slot) => Some(check_slot(&context, slot).await?),
-        None => None,
-    };
+    let step = new.step()?;
+    match (&new.slot, &caller) {
+        (Some(slot), _) => {
+            check_slot(&context, &caller, slot).await?;
+        }
+        (None, Caller::Operator) => {}
+        (None, Caller::Tenant(id)) => {
+            return Err(ApiError::invalid("slot", "the slot is missing")
+                .remedy(format!("say that it is for routing/{id}")));
+        }
+    }
     let component = base64::engine::general_purpose::STANDARD
         .decode(&new.component)
         .map_err(|e| ApiError::invalid("component", format!("not base64: {e}")))?;
@@ -194,142 +282,23 @@ pub(crate) async fn upload(
             component: component.into(),
             config: new.config,
             note: new.note.clone(),
-            by: OPERATOR.to_owned(),
+            by: caller.name(),
+            slot: new.slot.clone().unwrap_or_default(),
         })
         .await?;
     tracing::info!(
         digest = revision.digest,
         name = revision.name,
         world = revision.world,
+        by = caller.name(),
         "policy uploaded"
     );
-    if let (Some(slot), Some(world)) = (new.slot, world) {
-        put_in_force(&context, slot, world, &revision, new.note).await?;
+    if let (Some(slot), Some(step)) = (new.slot, step) {
+        put(&context, &caller, slot, step, &revision, new.note).await?;
     }
     Ok((
         StatusCode::CREATED,
-        axum::Json(with_slots(&context, revision).await?),
-    ))
-}
-
-async fn put_in_force(
-    context: &Context,
-    slot: String,
-    world: &str,
-    revision: &Revision,
-    note: String,
-) -> Result<Activation, ApiError> {
-    if revision.world != world {
-        return Err(ApiError::invalid(
-            "slot",
-            format!(
-                "the slot {slot} runs policies of the world {world}, the revision is of {}",
-                revision.world
-            ),
-        )
-        .remedy("activate it in a slot of its world"));
-    }
-    let activation = Activation {
-        slot,
-        digest: revision.digest.clone(),
-        at: context.clock.now(),
-        by: OPERATOR.to_owned(),
-        note,
-    };
-    context.host.activate(activation.clone()).await?;
-    if activation.slot == "shaping" {
-        context.engine.replan();
-    }
-    tracing::info!(
-        slot = activation.slot,
-        digest = activation.digest,
-        "policy activated"
-    );
-    Ok(activation)
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Activate {
-    slot: String,
-    digest: String,
-    #[serde(default)]
-    note: String,
-}
-
-pub(crate) async fn activate(
-    State(context): Shared,
-    Json(request): Json<Activate>,
-) -> Answer<Activation> {
-    validate::note("note", &request.note)?;
-    let world = check_slot(&context, &request.slot).await?;
-    let revision = find(&context, &request.digest).await?;
-    Ok(axum::Json(
-        put_in_force(&context, request.slot, world, &revision, request.note).await?,
-    ))
-}
-
-#[derive(Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(crate) struct OfSlot {
-    slot: Option<String>,
-}
-
-/// Newest first.
-pub(crate) async fn history(
-    State(context): Shared,
-    Query(of): Query<OfSlot>,
-) -> Answer<Vec<Activation>> {
-    let mut all = context.registry.activations().await?;
-    all.retain(|a| of.slot.as_deref().is_none_or(|slot| slot == a.slot));
-    all.reverse();
-    Ok(axum::Json(all))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Rollback {
-    slot: String,
-    #[serde(default)]
-    note: String,
-}
-
-/// Back to the revision that was in force before the present one, by the history: two
-/// roll-backs in a row come back to where they began.
-pub(crate) async fn rollback(
-    State(context): Shared,
-    Json(request): Json<Rollback>,
-) -> Answer<Activation> {
-    validate::note("note", &request.note)?;
-    let world = check_slot(&context, &request.slot).await?;
-    let history: Vec<Activation> = context
-        .registry
-        .activations()
-        .await?
-        .into_iter()
-        .filter(|a| a.slot == request.slot)
-        .collect();
-    let Some(now) = history.last() else {
-        return Err(
-            ApiError::conflict(format!("nothing was ever active in {}", request.slot))
-                .remedy("activate a revision: tidegate policy activate"),
-        );
-    };
-    let Some(before) = history.iter().rev().find(|a| a.digest != now.digest) else {
-        return Err(ApiError::conflict(format!(
-            "no other revision was active in {} before",
-            request.slot
-        ))
-        .remedy("activate one by its digest: tidegate policy list"));
-    };
-    let revision = find(&context, &before.digest).await?;
-    let note = if request.note.is_empty() {
-        format!("rolled back from {:.12}", now.digest)
-    } else {
-        request.note
-    };
-    Ok(axum::Json(
-        put_in_force(&context, request.slot, world, &revision, note).await?,
+        axum::Json(one(&context, &caller, revision).await?),
     ))
 }
 

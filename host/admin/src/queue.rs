@@ -1,5 +1,6 @@
 //! The queue as operators see and steer it.
 
+use axum::Extension;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
@@ -8,7 +9,7 @@ use tidegate_queue::Intake;
 use tidegate_queue::control::{LaneEntry, QueueEntry, QueueQuery};
 use tidegate_queue::shape::{Effect, Measure, Scope};
 
-use crate::extract::{Json, Query};
+use crate::extract::{Caller, Json, Query};
 use crate::{ApiError, OPERATOR, Shared, validate};
 
 type Answer<T> = Result<axum::Json<T>, ApiError>;
@@ -18,8 +19,10 @@ const MAX_LISTED: u32 = 10_000;
 
 pub(crate) async fn list(
     State(context): Shared,
+    Extension(caller): Extension<Caller>,
     Query(mut query): Query<QueueQuery>,
 ) -> Answer<Vec<QueueEntry>> {
+    query.tenant = caller.restrict(query.tenant)?;
     if query.limit > MAX_LISTED {
         return Err(ApiError::invalid("limit", "the limit is too high").remedy("use at most 10000"));
     }

@@ -15,8 +15,10 @@ mod queue;
 mod stats;
 mod table;
 mod timeline;
+mod token;
 mod wording;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -133,6 +135,9 @@ pub struct Cli {
     #[arg(long, global = true)]
     pub json: bool,
 
+    #[command(flatten)]
+    pub told: client::Told,
+
     #[command(subcommand)]
     pub command: Command,
 }
@@ -158,7 +163,10 @@ pub enum Command {
     /// Relays: the ways out for managed mail.
     #[command(subcommand)]
     Relay(directory::RelayCommand),
-    /// Policies: begin one, test it, upload, activate, roll back.
+    /// Tokens of tenants, for their own policies.
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Policies: begin one, test it, upload, rehearse, try out, put in force, roll back.
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// The queue: what waits, why, and until when.
@@ -195,7 +203,7 @@ pub struct ServeArgs {
 
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
+    let matches = Cli::command().get_matches_from(own_config(std::env::args_os()));
     // Whether a person named the file here: a policy's test has no other use for it.
     let by_hand = matches.value_source("config") == Some(ValueSource::CommandLine);
     let cli = match Cli::from_arg_matches(&matches) {
@@ -215,12 +223,32 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// After `policy upload`, `--config` is the policy's configuration: people who upload one have
+/// the gateway's configuration somewhere else, or none.
+fn own_config(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let mut own = false;
+    let mut before = OsString::new();
+    words
+        .map(|word| {
+            own |= before == "policy" && word == "upload";
+            before.clone_from(&word);
+            match word.to_str() {
+                Some("--config") if own => "--policy-config".into(),
+                Some(text) if own && text.starts_with("--config=") => {
+                    text.replacen("--config", "--policy-config", 1).into()
+                }
+                _ => word,
+            }
+        })
+        .collect()
+}
+
 fn run(cli: Cli, by_hand: bool) -> Outcome {
     let json = cli.json;
     // A client of the running gateway, for the commands that ask it.
     let client = || -> Result<client::Client, Failure> {
-        let loaded = config::load(&cli.config)?;
-        client::Client::new(&loaded.config, json)
+        let config = || Ok(config::load(&cli.config)?.config);
+        client::Client::new(config, &cli.told, json)
     };
     match cli.command {
         Command::Init(args) => crate::init::run(&cli.config, &args, json),
@@ -230,6 +258,7 @@ fn run(cli: Cli, by_hand: bool) -> Outcome {
         Command::Credential(command) => command.run(&client()?),
         Command::Server(command) => command.run(&client()?),
         Command::Relay(command) => command.run(&client()?),
+        Command::Token(command) => command.run(&client()?),
         Command::Policy(policy::PolicyCommand::Test(args)) => {
             policy_test::run(&args, by_hand.then_some(cli.config.as_path()), json)
         }
@@ -297,6 +326,7 @@ mod tests {
                 );
                 for line in help.lines().filter(|l| l.starts_with("  tidegate ")) {
                     let words = shell_words(line.split('|').next().unwrap());
+                    let words = own_config(words.into_iter().map(Into::into));
                     if let Err(error) = Cli::try_parse_from(&words) {
                         panic!("the example {line:?} does not parse: {error}");
                     }
@@ -337,6 +367,35 @@ mod tests {
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
+    }
+
+    #[test]
+    fn after_policy_upload_the_configuration_is_the_policys() {
+        let parsed = |line: &str| {
+            let words = own_config(line.split(' ').map(Into::into));
+            let cli = Cli::try_parse_from(words).unwrap();
+            let Command::Policy(policy::PolicyCommand::Upload { policy_config, .. }) = cli.command
+            else {
+                panic!("{line}");
+            };
+            (cli.config, policy_config)
+        };
+        let (gateway, own) =
+            parsed("tidegate --config g.toml policy upload a.wasm --config p.json");
+        assert_eq!(gateway, PathBuf::from("g.toml"));
+        assert_eq!(own, Some(PathBuf::from("p.json")));
+        let (_, own) =
+            parsed("tidegate policy upload a.wasm --config=p.json --canary 5% --slot routing/acme");
+        assert_eq!(own, Some(PathBuf::from("p.json")));
+        let words = own_config(
+            "tidegate policy list --config g.toml"
+                .split(' ')
+                .map(Into::into),
+        );
+        assert_eq!(
+            Cli::try_parse_from(words).unwrap().config,
+            PathBuf::from("g.toml")
+        );
     }
 
     #[test]

@@ -336,6 +336,17 @@ table! {
         /// answers 451 4.3.0, so the client keeps the mail; `managed` takes the tenant's default
         /// relay. Never a refusal.
         fallback: Fallback = Fallback::Defer,
+        /// Keep what routing policies are asked and answer (envelope, declared header fields,
+        /// origin; no content), for `tidegate policy rehearse`: up to 20 a second of a tenant.
+        /// A tenant can be left out: `tidegate tenant set ID --record-inputs false`.
+        record_inputs: bool = true,
+        /// How long they are kept.
+        inputs_retention: Span = Span::days(7),
+        /// And how many of a tenant, the newest.
+        inputs_per_tenant: u32 = 10_000,
+        /// How many uploads of a slot are kept, the newest. One in force, on trial, to be fallen
+        /// back to or named in the log stays in any case.
+        keep_revisions: u32 = 20,
     }
 }
 

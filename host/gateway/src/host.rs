@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tidegate_admin::{ApiError, Host, Upload};
+use serde_json::{Map, Value};
+use tidegate_admin::{ApiError, Host, Inputs, Rehearse, Upload};
 use tidegate_mail::Fault;
 use tidegate_net::smtp::Smtp;
 use tidegate_queue::{Activation, Directory, Engine, Fut, Registry, Revision, StoreResult};
@@ -83,8 +84,28 @@ impl Host for GatewayHost {
         Box::pin(self.policies.upload(upload))
     }
 
-    fn activate(&self, activation: Activation) -> Fut<'_, Result<(), ApiError>> {
-        Box::pin(self.policies.activate(activation))
+    fn change(&self, change: Activation) -> Fut<'_, Result<(), ApiError>> {
+        Box::pin(self.policies.change(change))
+    }
+
+    fn policy_status(&self) -> Map<String, Value> {
+        self.policies.status()
+    }
+
+    fn rehearse(&self, rehearse: Rehearse) -> Fut<'_, Result<Value, ApiError>> {
+        Box::pin(self.policies.rehearse(rehearse))
+    }
+
+    fn inputs(&self, inputs: Inputs) -> Fut<'_, Result<Value, ApiError>> {
+        Box::pin(self.policies.inputs(inputs))
+    }
+
+    fn random_token(&self) -> Result<String, ApiError> {
+        secrets::random_hex().map_err(crypto)
+    }
+
+    fn hash_token(&self, token: &str) -> String {
+        secrets::digest(token)
     }
 
     fn exporters(&self) -> Vec<String> {

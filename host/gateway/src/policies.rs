@@ -1,25 +1,36 @@
 //! Policies between the registry, which keeps them, and the policy host, which runs them.
 //!
 //! A revision is compiled in a worker process and its code kept in `data_dir`, so a restart
-//! compiles nothing. An activation is durable before it is in force, and is only made
-//! durable once the revision is known to load.
+//! compiles nothing. A change of a slot is durable before it is in force, and is only made
+//! durable once the revision is known to load. What the host rolls back by itself is in force
+//! at once and written down after; what another gateway on the same database changed is found
+//! in its history.
+
+mod defaults;
+mod follow;
+mod inputs;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use tidegate_admin::{ApiError, Upload};
 use tidegate_net::clock::OsClock;
 use tidegate_policy::{
-    CodeCache, Fallback, HostOptions, PolicyEngine, PolicyHost, Prepared, Refused, World, worker,
+    CodeCache, Fallback, HostOptions, Incident, Observed, PolicyEngine, PolicyHost, Prepared,
+    Refused, TrialKind, worker,
 };
-use tidegate_queue::{Activation, Clock, Directory, Policy, Registry, Revision};
+use tidegate_queue::rollout::{self, SlotState, Step};
+use tidegate_queue::{Activation, Clock, Directory, Policy, Registry, Revision, Uploaded};
+use tokio::sync::mpsc;
 
 use crate::cli::{Failure, Outcome};
 use crate::config::{self, Config};
 use crate::secrets::MasterKey;
+
+pub use defaults::{default_dir, install_defaults};
+pub use follow::keep;
 
 /// The running binary, also after its file was replaced by a newer one.
 const OWN_BINARY: &str = "/proc/self/exe";
@@ -95,9 +106,32 @@ pub struct Policies {
     host: Arc<PolicyHost>,
     workshop: Workshop,
     registry: Arc<dyn Registry>,
+    directory: Arc<ArcSwap<Directory>>,
     clock: OsClock,
+    exporters: Vec<String>,
+    kept: Kept,
     /// One change at a time, so that registry and host agree on the order.
     changing: tokio::sync::Mutex<()>,
+    /// Rehearsals at the same time.
+    rehearsing: tokio::sync::Semaphore,
+    /// Taken by the task that keeps up with them.
+    news: Mutex<Option<News>>,
+    /// Hashes addresses in what is handed out.
+    hash_key: [u8; 32],
+}
+
+/// What is kept for how long.
+struct Kept {
+    inputs: std::time::Duration,
+    inputs_per_tenant: u32,
+    revisions: usize,
+    log: std::time::Duration,
+}
+
+/// What the host tells of.
+struct News {
+    incidents: mpsc::UnboundedReceiver<Incident>,
+    observed: mpsc::Receiver<Observed>,
 }
 
 fn engine(made: Result<PolicyEngine, tidegate_policy::LoadError>) -> Result<PolicyEngine, Failure> {
@@ -128,21 +162,50 @@ impl Policies {
                 config::Fallback::Defer => Fallback::Defer,
                 config::Fallback::Managed => Fallback::Managed,
             },
+            record: config.policy.record_inputs,
         };
         let host = Arc::new(PolicyHost::new(engine, directory.clone(), options));
-        for (slot, digest) in in_force(&*registry).await? {
-            if let Some(tenant) = slot.strip_prefix("routing/")
-                && directory.load().tenant(tenant).is_none()
-            {
+        let news = host.incidents().zip(host.observed());
+        let policies = Policies {
+            host,
+            workshop,
+            registry,
+            directory,
+            clock: OsClock,
+            exporters: config.export.keys().cloned().collect(),
+            kept: Kept {
+                inputs: config.policy.inputs_retention.get(),
+                inputs_per_tenant: config.policy.inputs_per_tenant,
+                revisions: config.policy.keep_revisions as usize,
+                // An event may name what decided a lifetime before.
+                log: config.log.retention.get() + config.delivery.lifetime.get(),
+            },
+            changing: tokio::sync::Mutex::new(()),
+            rehearsing: tokio::sync::Semaphore::new(2),
+            news: Mutex::new(news.map(|(incidents, observed)| News {
+                incidents,
+                observed,
+            })),
+            hash_key: *key.address_key(),
+        };
+        policies.restore().await?;
+        Ok(Arc::new(policies))
+    }
+
+    /// Puts in force what was in force last, and on trial what was on trial.
+    async fn restore(&self) -> Result<(), Failure> {
+        let history = self
+            .registry
+            .activations()
+            .await
+            .map_err(|e| Failure::failed(format!("the policies can't be read: {e}"), ""))?;
+        let now = self.clock.now();
+        for (slot, state) in rollout::slots(&history) {
+            if !self.is_served(&slot) {
+                tracing::info!(slot, "not configured: its policy is not started");
                 continue;
             }
-            if let Some(name) = slot.strip_prefix("export/")
-                && !config.export.contains_key(name)
-            {
-                tracing::info!(slot, "not in the configuration: its policy is not started");
-                continue;
-            }
-            let cannot = |reason: String| {
+            let cannot = |digest: &str, reason: String| {
                 Failure::failed(
                     format!(
                         "the policy {digest:.12} of the slot {slot} can't be started: {reason}"
@@ -150,20 +213,47 @@ impl Policies {
                     "free memory, or start the version of tidegate that ran before and roll the slot back",
                 )
             };
-            let prepared = workshop
-                .revision(&*registry, &digest)
-                .await
-                .map_err(cannot)?;
-            host.activate(&slot, &prepared)
-                .map_err(|e| cannot(e.to_string()))?;
+            if let Some(in_force) = &state.in_force {
+                let digest = &in_force.digest;
+                let prepared = self
+                    .prepared(digest)
+                    .await
+                    .map_err(|reason| cannot(digest, reason))?;
+                let last_good = match &state.previous {
+                    // Without it a failure takes the fallback: no reason not to start.
+                    Some(previous) => self.prepared(&previous.digest).await.ok(),
+                    None => None,
+                };
+                self.host
+                    .restore(&slot, &prepared, last_good.as_ref(), now.since(in_force.at))
+                    .map_err(|e| cannot(digest, e.to_string()))?;
+            }
+            if let Some((digest, kind)) = trial_of(&state) {
+                let prepared = self
+                    .prepared(digest)
+                    .await
+                    .map_err(|reason| cannot(digest, reason))?;
+                self.host
+                    .try_out(&slot, &prepared, kind)
+                    .map_err(|e| cannot(digest, e.to_string()))?;
+            }
         }
-        Ok(Arc::new(Policies {
-            host,
-            workshop,
-            registry,
-            clock: OsClock,
-            changing: tokio::sync::Mutex::new(()),
-        }))
+        Ok(())
+    }
+
+    /// Whether the tenant or the exporter of a slot is there.
+    fn is_served(&self, slot: &str) -> bool {
+        if let Some(tenant) = slot.strip_prefix("routing/") {
+            return self.directory.load().tenant(tenant).is_some();
+        }
+        match slot.strip_prefix("export/") {
+            Some(name) => self.exporters.iter().any(|e| e == name),
+            None => true,
+        }
+    }
+
+    async fn prepared(&self, digest: &str) -> Result<Prepared, String> {
+        self.workshop.revision(&*self.registry, digest).await
     }
 
     pub fn port(&self) -> Arc<dyn Policy> {
@@ -179,6 +269,13 @@ impl Policies {
                 self.host.deactivate(&status.slot);
             }
         }
+        for (slot, _) in self.host.trials() {
+            if let Some(tenant) = slot.strip_prefix("routing/")
+                && directory.tenant(tenant).is_none()
+            {
+                self.host.withdraw(&slot);
+            }
+        }
     }
 
     /// Compiles a component and keeps it as a revision.
@@ -188,10 +285,12 @@ impl Policies {
             .prepare(&upload.component, &upload.config)
             .await
             .map_err(refused)?;
-        let revision = revision_of(&prepared, &upload, self.clock.now());
+        let (revision, uploaded) = revision_of(&prepared, &upload, self.clock.now());
         self.registry
-            .put_revision(revision.clone(), upload.component)
+            .put_revision(revision.clone(), upload.component, uploaded)
             .await?;
+        // At once, so that many uploads do not fill the disk.
+        self.sweep_revisions(self.clock.now()).await?;
         // One that is there already stays as it is, so what is there is the answer.
         let stored = self.registry.revisions().await?;
         Ok(stored
@@ -200,43 +299,111 @@ impl Policies {
             .unwrap_or(revision))
     }
 
-    /// Puts a revision in force for the next call of its slot.
-    pub async fn activate(&self, activation: Activation) -> Result<(), ApiError> {
-        let prepared = self
-            .workshop
-            .revision(&*self.registry, &activation.digest)
-            .await
-            .map_err(|reason| {
+    /// Writes a change of a slot down and puts it in force for its next call.
+    pub async fn change(&self, change: Activation) -> Result<(), ApiError> {
+        let needs_code = matches!(
+            change.step,
+            Step::Activate | Step::Canary { .. } | Step::Shadow
+        );
+        let prepared = if needs_code {
+            let prepared = self.prepared(&change.digest).await.map_err(|reason| {
                 ApiError::internal(format!(
                     "the revision {:.12} can't be loaded: {reason}",
-                    activation.digest
+                    change.digest
                 ))
             })?;
+            Some(prepared)
+        } else {
+            None
+        };
         let _one = self.changing.lock().await;
         // Loading is what may fail; afterwards the change can be written down.
-        self.host
-            .engine()
-            .load(&prepared)
-            .map_err(|e| ApiError::internal(e.to_string()))?;
-        self.registry.activate(activation.clone()).await?;
-        self.host
-            .activate(&activation.slot, &prepared)
-            .map_err(|e| ApiError::invalid("slot", e.to_string()))
+        if let Some(prepared) = &prepared {
+            self.host
+                .engine()
+                .load(prepared)
+                .map_err(|e| ApiError::internal(e.to_string()))?;
+        }
+        self.registry.activate(change.clone()).await?;
+        self.apply(&change, prepared.as_ref())
+            .map_err(|e| ApiError::invalid("slot", e))
+    }
+
+    /// Puts in force what is written down.
+    fn apply(&self, change: &Activation, prepared: Option<&Prepared>) -> Result<(), String> {
+        let slot = &change.slot;
+        let missing = || "its code is missing".to_owned();
+        match change.step {
+            Step::Activate => self
+                .host
+                .activate(slot, prepared.ok_or_else(missing)?)
+                .map_err(|e| e.to_string()),
+            Step::Canary { .. } | Step::Shadow => {
+                let kind = kind_of(change.step).ok_or_else(missing)?;
+                self.host
+                    .try_out(slot, prepared.ok_or_else(missing)?, kind)
+                    .map_err(|e| e.to_string())
+            }
+            Step::Withdraw => {
+                self.host.withdraw(slot);
+                Ok(())
+            }
+            Step::Vacate => {
+                self.host.withdraw(slot);
+                self.host.deactivate(slot);
+                Ok(())
+            }
+        }
+    }
+
+    /// What policies do, by slot.
+    pub fn status(&self) -> serde_json::Map<String, serde_json::Value> {
+        let mut all: serde_json::Map<_, _> = self
+            .host
+            .status()
+            .into_iter()
+            .map(|s| (s.slot.clone(), serde_json::json!(s)))
+            .collect();
+        for (slot, trial) in self.host.trials() {
+            all.entry(slot)
+                .or_insert_with(|| serde_json::json!({ "trial": trial }));
+        }
+        all
     }
 }
 
-/// The newest activation of each slot.
+fn kind_of(step: Step) -> Option<TrialKind> {
+    match step {
+        Step::Canary { permille } => Some(TrialKind::Canary { permille }),
+        Step::Shadow => Some(TrialKind::Shadow),
+        Step::Activate | Step::Withdraw | Step::Vacate => None,
+    }
+}
+
+/// What is on trial in a slot, and how.
+fn trial_of(state: &SlotState) -> Option<(&str, TrialKind)> {
+    let trial = state.trial.as_ref()?;
+    Some((&trial.digest, kind_of(trial.step)?))
+}
+
+/// The digest in force in each slot.
 async fn in_force(registry: &dyn Registry) -> Result<BTreeMap<String, String>, Failure> {
-    let all = registry
+    let history = registry
         .activations()
         .await
         .map_err(|e| Failure::failed(format!("the policies can't be read: {e}"), ""))?;
-    // Oldest first, so the last one of a slot stays.
-    Ok(all.into_iter().map(|a| (a.slot, a.digest)).collect())
+    Ok(rollout::slots(&history)
+        .into_iter()
+        .filter_map(|(slot, state)| Some((slot, state.in_force?.digest)))
+        .collect())
 }
 
-fn revision_of(prepared: &Prepared, upload: &Upload, now: tidegate_mail::Timestamp) -> Revision {
-    Revision {
+fn revision_of(
+    prepared: &Prepared,
+    upload: &Upload,
+    now: tidegate_mail::Timestamp,
+) -> (Revision, Uploaded) {
+    let revision = Revision {
         digest: prepared.digest.clone(),
         world: prepared.world.as_str().to_owned(),
         name: prepared.descriptor.name.clone(),
@@ -246,7 +413,15 @@ fn revision_of(prepared: &Prepared, upload: &Upload, now: tidegate_mail::Timesta
         uploaded_by: upload.by.clone(),
         note: upload.note.clone(),
         size: upload.component.len() as u64,
-    }
+    };
+    let uploaded = Uploaded {
+        slot: upload.slot.clone(),
+        digest: prepared.digest.clone(),
+        at: now,
+        by: upload.by.clone(),
+        note: upload.note.clone(),
+    };
+    (revision, uploaded)
 }
 
 /// A refusal in the author's terms.
@@ -289,190 +464,9 @@ fn refused(refused: Refused) -> ApiError {
     ApiError::invalid(field, message.join(" ")).remedy(remedy)
 }
 
-/// A default policy, as `tidegate init` tells of it.
-pub struct Installed {
-    pub name: String,
-    pub version: String,
-    pub slot: String,
-    pub digest: String,
-    /// The slot had a policy already and was left alone.
-    pub kept: bool,
-}
-
-/// Where the default policies lie: as told, or beside the binary as packages and the build
-/// put them.
-pub fn default_dir(told: Option<&Path>) -> Option<PathBuf> {
-    if let Some(dir) = told {
-        return Some(dir.to_owned());
-    }
-    let binary = std::env::current_exe().ok()?;
-    let beside = binary.parent()?;
-    [
-        beside.join("../share/tidegate/policies"),
-        beside.join("policies"),
-        beside.join("../policies"),
-    ]
-    .into_iter()
-    .find(|dir| !components(dir).unwrap_or_default().is_empty())
-}
-
-/// The component files of a directory, those named as defaults first.
-fn components(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut files: Vec<PathBuf> = std::fs::read_dir(dir)?
-        .filter_map(|entry| entry.ok().map(|e| e.path()))
-        .filter(|path| path.extension().is_some_and(|e| e == "wasm"))
-        .collect();
-    files.sort_by_key(|path| {
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        (!name.contains("default"), name)
-    });
-    Ok(files)
-}
-
-/// Puts the first policy of each world into the slots that have none. The data directory must
-/// be held by the caller.
-pub async fn install_defaults(config: &Config, dir: &Path) -> Result<Vec<Installed>, Failure> {
-    let files = components(dir).map_err(|e| {
-        Failure::usage(
-            format!("{} can't be read: {e}", dir.display()),
-            "name the directory of the *.wasm files with --policies",
-        )
-    })?;
-    if files.is_empty() {
-        return Err(Failure::usage(
-            format!("there is no *.wasm file in {}", dir.display()),
-            "build the default policies with: cargo xtask plugins",
-        ));
-    }
-    let (_store, registry) = crate::parts::open_store(config).await?;
-    let stored = |e: tidegate_queue::StoreError| Failure::failed(e.to_string(), "");
-    let known = registry.revisions().await.map_err(stored)?;
-    let active = in_force(&*registry).await?;
-    let mut slots: Vec<(String, World)> = vec![
-        ("routing".to_owned(), World::RoutingPolicy),
-        ("shaping".to_owned(), World::ShapingPolicy),
-    ];
-    slots.extend(
-        config
-            .export
-            .keys()
-            .map(|name| (format!("export/{name}"), World::LogExporter)),
-    );
-    let mut report = Vec::new();
-    let mut open = Vec::new();
-    for (slot, world) in slots {
-        match active.get(&slot) {
-            Some(digest) => {
-                let revision = known.iter().find(|r| r.digest == *digest);
-                report.push(Installed {
-                    name: revision.map_or_else(String::new, |r| r.name.clone()),
-                    version: revision.map_or_else(String::new, |r| r.version.clone()),
-                    slot,
-                    digest: digest.clone(),
-                    kept: true,
-                });
-            }
-            None => open.push((slot, world)),
-        }
-    }
-    if open.is_empty() {
-        return Ok(report);
-    }
-    let key = MasterKey::read(&config.master_key_file)
-        .map_err(|e| Failure::failed(format!("the master key: {e}"), "see tidegate check"))?;
-    let engine = engine(PolicyEngine::for_preparing())?;
-    let workshop = Workshop::open(config, &key, &engine)?;
-    for path in files {
-        if open.is_empty() {
-            break;
-        }
-        let component = read(&path)?;
-        let settings = path.with_extension("json");
-        let policy_config = if settings.exists() {
-            String::from_utf8_lossy(&read(&settings)?).into_owned()
-        } else {
-            String::new()
-        };
-        let prepared = workshop
-            .prepare(&component, &policy_config)
-            .await
-            .map_err(|e| {
-                Failure::failed(
-                    format!("{}: {e}", path.display()),
-                    "replace or remove the file",
-                )
-            })?;
-        let taken: Vec<String> = open
-            .extract_if(.., |(_, world)| *world == prepared.world)
-            .map(|(slot, _)| slot)
-            .collect();
-        if taken.is_empty() {
-            continue;
-        }
-        let now = OsClock.now();
-        let upload = Upload {
-            component: component.clone(),
-            config: policy_config,
-            note: "default policy".to_owned(),
-            by: "init".to_owned(),
-        };
-        registry
-            .put_revision(revision_of(&prepared, &upload, now), component)
-            .await
-            .map_err(stored)?;
-        for slot in taken {
-            registry
-                .activate(Activation {
-                    slot: slot.clone(),
-                    digest: prepared.digest.clone(),
-                    at: now,
-                    by: "init".to_owned(),
-                    note: "default policy".to_owned(),
-                })
-                .await
-                .map_err(stored)?;
-            report.push(Installed {
-                name: prepared.descriptor.name.clone(),
-                version: prepared.descriptor.version.clone(),
-                slot,
-                digest: prepared.digest.clone(),
-                kept: false,
-            });
-        }
-    }
-    Ok(report)
-}
-
-fn read(path: &Path) -> Result<Bytes, Failure> {
-    std::fs::read(path).map(Bytes::from).map_err(|e| {
-        Failure::failed(
-            format!("{} can't be read: {e}", path.display()),
-            "check its mode",
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn defaults_come_first_and_only_components_count() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["a.wasm", "routing-default.wasm", "b.json", "c.txt"] {
-            std::fs::write(dir.path().join(name), "").unwrap();
-        }
-        let names: Vec<_> = components(dir.path())
-            .unwrap()
-            .iter()
-            .map(|p| p.file_name().unwrap().to_owned())
-            .collect();
-        assert_eq!(names, ["routing-default.wasm", "a.wasm"]);
-    }
 
     #[test]
     fn refusals_name_the_field_and_the_remedy() {

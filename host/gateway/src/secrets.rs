@@ -26,6 +26,7 @@ pub struct MasterKey {
     sealing: RandomizedNonceKey,
     /// Derived, so that neither use tells about the other.
     code: [u8; 32],
+    addresses: [u8; 32],
 }
 
 /// Why a key file can't be used.
@@ -45,18 +46,27 @@ impl MasterKey {
         let bytes = unhex(text.trim()).ok_or(KeyError::Form)?;
         let sealing =
             RandomizedNonceKey::new(&AES_256_GCM_SIV, &bytes).map_err(|_| KeyError::Form)?;
-        let derived = hmac::sign(
-            &hmac::Key::new(hmac::HMAC_SHA256, &bytes),
-            b"tidegate compiled policies",
-        );
-        let mut code = [0u8; 32];
-        code.copy_from_slice(derived.as_ref());
-        Ok(MasterKey { sealing, code })
+        let derived = |purpose: &[u8]| {
+            let key = hmac::Key::new(hmac::HMAC_SHA256, &bytes);
+            let mut derived = [0u8; 32];
+            derived.copy_from_slice(hmac::sign(&key, purpose).as_ref());
+            derived
+        };
+        Ok(MasterKey {
+            sealing,
+            code: derived(b"tidegate compiled policies"),
+            addresses: derived(b"tidegate hashed addresses"),
+        })
     }
 
     /// The key that authenticates compiled policies.
     pub fn code_key(&self) -> &[u8; 32] {
         &self.code
+    }
+
+    /// The key that addresses are hashed with in what is handed out.
+    pub fn address_key(&self) -> &[u8; 32] {
+        &self.addresses
     }
 
     /// Nonce and sealed text in base64, after the format's name.
@@ -130,6 +140,15 @@ pub fn hash_password(password: &str) -> Result<String, CryptoFailed> {
         .hash_password_with_salt(password.as_bytes(), &salt)
         .map(|hash| hash.to_string())
         .map_err(|_| CryptoFailed)
+}
+
+/// Hex SHA-256: enough for what has 160 random bits or more.
+pub fn digest(text: &str) -> String {
+    aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes())
+        .as_ref()
+        .iter()
+        .map(|b| format!("{b:02x}"))
+        .collect()
 }
 
 fn unhex(text: &str) -> Option<[u8; 32]> {

@@ -177,7 +177,7 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
     let (stop_submission, submission_stops) = watch::channel(false);
     let accepting = tokio::spawn(submission.run(stopped(submission_stops)));
 
-    let host = GatewayHost {
+    let host = Arc::new(GatewayHost {
         registry: registry.clone(),
         directory,
         engine: engine.clone(),
@@ -187,12 +187,13 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
         smtp: smtp.clone(),
         allow_private: config.delivery.allow_private_destinations,
         rebuilding: tokio::sync::Mutex::new(()),
-    };
+    });
+    let following = tokio::spawn(crate::policies::keep(host.clone()));
     let router = tidegate_admin::router(tidegate_admin::Context {
         engine: engine.clone(),
         registry,
         clock: clock.clone(),
-        host: Arc::new(host),
+        host,
         token,
         hostname: config.hostname(),
         version: env!("CARGO_PKG_VERSION"),
@@ -221,6 +222,8 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
         tracing::error!(%error, "the engine did not end in order");
     }
     smtp.close_idle().await;
+    following.abort();
+    let _ = following.await;
     stop_admin.send_replace(true);
     // A client that keeps its connection open must not keep the gateway from ending.
     let _ = tokio::time::timeout(std::time::Duration::from_secs(2), admin).await;

@@ -136,7 +136,8 @@ async fn run(host: Arc<PolicyHost>) -> (f64, u64) {
 
 fn fresh(attack: &Prepared, default: &Prepared) -> Arc<PolicyHost> {
     let host = host();
-    host.activate("routing/acme", attack)
+    // As one that is long in force: another would be rolled back after five failures.
+    host.restore("routing/acme", attack, None, Duration::from_secs(3600))
         .expect("an attack that loads");
     host.activate("routing", default)
         .expect("the default loads");

@@ -106,6 +106,12 @@ impl CodeCache {
         ))
     }
 
+    /// Forgets a revision.
+    pub fn remove(&self, digest: &str) {
+        // One that is not there is as good.
+        let _ = fs::remove_file(self.path(digest));
+    }
+
     /// Keeps a revision. A reader sees the whole file or none.
     pub fn put(&self, prepared: &Prepared) -> Result<(), CacheError> {
         let path = self.path(&prepared.digest);

@@ -5,22 +5,29 @@
 //! order, and the answer says which of them decided. Shaping and export report their fault;
 //! the queue then keeps the limits in force, or the cursor where it is.
 
+mod trials;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tidegate_mail::{Enhanced, Reply, Timestamp};
+use tidegate_mail::{Enhanced, Reply, Timestamp, Verdict};
 use tidegate_queue::route::{Action, Managed, Occasion, Question, Routing};
 use tidegate_queue::shape::{LaneState, Plan};
 use tidegate_queue::{Directory, EventRecord, Fut, Payload, Policy, PolicyFault};
+use tokio::sync::mpsc;
 
 use crate::answer::Grants;
 use crate::engine::{Active, Failure, LoadError, PolicyEngine};
 use crate::gate::Gate;
+use crate::incident::Incident;
 use crate::limits;
+use crate::observe::Observer;
 use crate::prepare::Prepared;
+use crate::rehearse::Rehearsal;
 use crate::slots::{Slot, SlotStatus, Slots};
+use crate::trial::Trial;
 use crate::worlds::{World, v1};
 
 /// What decides a message where no revision could.
@@ -38,6 +45,8 @@ pub enum Fallback {
 pub struct HostOptions {
     /// For slots that don't declare their own.
     pub fallback: Fallback,
+    /// Keep decisions of tenants who do not object, for rehearsals.
+    pub record: bool,
 }
 
 /// A revision was not activated.
@@ -52,6 +61,8 @@ pub enum ActivateError {
         found: World,
         digest: String,
     },
+    #[error("slot {0}: only routing policies can be tried on a part of the mail; activate it")]
+    NoTrial(String),
     #[error(transparent)]
     Load(#[from] LoadError),
 }
@@ -65,7 +76,9 @@ pub struct PolicyHost {
     changing: Mutex<()>,
     gate: Gate,
     options: HostOptions,
-    nothing_wanted: Arc<[String]>,
+    observer: Observer,
+    incidents: mpsc::UnboundedSender<Incident>,
+    told: Mutex<Option<mpsc::UnboundedReceiver<Incident>>>,
 }
 
 impl PolicyHost {
@@ -74,6 +87,7 @@ impl PolicyHost {
         directory: Arc<ArcSwap<Directory>>,
         options: HostOptions,
     ) -> Self {
+        let (incidents, told) = mpsc::unbounded_channel();
         PolicyHost {
             engine,
             directory,
@@ -81,7 +95,9 @@ impl PolicyHost {
             changing: Mutex::default(),
             gate: Gate::default(),
             options,
-            nothing_wanted: Arc::default(),
+            observer: Observer::default(),
+            incidents,
+            told: Mutex::new(Some(told)),
         }
     }
 
@@ -90,8 +106,67 @@ impl PolicyHost {
     }
 
     /// Puts a revision in force; the next call of the slot is its. What was active before
-    /// stays loaded as the last good one, unless its breaker is open.
+    /// stays loaded as the last good one, unless its breaker is open. A trial ends by it.
     pub fn activate(&self, slot: &str, prepared: &Prepared) -> Result<(), ActivateError> {
+        let current = self.load_for(slot, prepared)?;
+        let now = self.engine.uptime_ms();
+        self.change(slot, |before| {
+            let last_good = before.and_then(|slot| {
+                if slot.current.digest == current.digest || slot.breaker().is_open() {
+                    slot.last_good.clone()
+                } else {
+                    Some(slot.current.clone())
+                }
+            });
+            let fallback = before.map_or(self.options.fallback, |slot| slot.fallback);
+            let rates = before
+                .filter(|slot| slot.current.digest != current.digest)
+                .map(|slot| slot.tally.rates());
+            Some(Slot {
+                before: rates,
+                probation_until: now + limits::PROBATION_MS,
+                ..Slot::new(
+                    slot.into(),
+                    current.clone(),
+                    last_good.filter(|a| a.digest != current.digest),
+                    fallback,
+                )
+            })
+        });
+        self.withdraw(slot);
+        tracing::info!(slot, digest = %prepared.digest, policy = %prepared.descriptor.name, "policy activated");
+        Ok(())
+    }
+
+    /// Puts a revision in force as it was before a restart: with what it would fall back to, and
+    /// what is left of its probation.
+    pub fn restore(
+        &self,
+        slot: &str,
+        prepared: &Prepared,
+        last_good: Option<&Prepared>,
+        active_for: std::time::Duration,
+    ) -> Result<(), ActivateError> {
+        let current = self.load_for(slot, prepared)?;
+        let last_good = last_good.map(|p| self.load_for(slot, p)).transpose()?;
+        let spent = u64::try_from(active_for.as_millis()).unwrap_or(u64::MAX);
+        let left = limits::PROBATION_MS.saturating_sub(spent);
+        let until = if left == 0 {
+            0
+        } else {
+            self.engine.uptime_ms() + left
+        };
+        self.change(slot, |_| {
+            Some(Slot {
+                probation_until: until,
+                ..Slot::new(slot.into(), current, last_good, self.options.fallback)
+            })
+        });
+        Ok(())
+    }
+
+    /// A revision for a slot of its world: as it is loaded already, or loaded now.
+    fn load_for(&self, slot: &str, prepared: &Prepared) -> Result<Arc<Active>, ActivateError> {
         let world =
             World::of_slot(slot).ok_or_else(|| ActivateError::NoSuchSlot(slot.to_owned()))?;
         if world != prepared.world {
@@ -102,32 +177,18 @@ impl PolicyHost {
                 digest: prepared.digest.clone(),
             });
         }
-        let loaded = self.loaded(&prepared.digest);
-        let current = match loaded {
-            Some(active) => active,
-            None => Arc::new(self.engine.load(prepared)?),
-        };
-        self.change(slot, |before| {
-            let last_good = before.and_then(|slot| {
-                if slot.current.digest == current.digest {
-                    return slot.last_good.clone();
-                }
-                if slot.breaker().is_open() {
-                    slot.last_good.clone()
-                } else {
-                    Some(slot.current.clone())
-                }
-            });
-            let fallback = before.map_or(self.options.fallback, |slot| slot.fallback);
-            Some(Slot::new(
-                slot.into(),
-                current.clone(),
-                last_good.filter(|a| a.digest != current.digest),
-                fallback,
-            ))
-        });
-        tracing::info!(slot, digest = %prepared.digest, policy = %prepared.descriptor.name, "policy activated");
-        Ok(())
+        match self.loaded(&prepared.digest) {
+            Some(active) => Ok(active),
+            None => Ok(Arc::new(self.engine.load(prepared)?)),
+        }
+    }
+
+    /// Loads a revision for a rehearsal of what a slot was asked.
+    pub fn rehearsal(&self, slot: &str, prepared: &Prepared) -> Result<Rehearsal, LoadError> {
+        let mut rehearsal = Rehearsal::new(&self.engine, prepared, self.directory.load_full())?;
+        let tenant = slot.strip_prefix("routing/").unwrap_or_default();
+        rehearsal.recorded_headers(self.slots.load().wanted(tenant));
+        Ok(rehearsal)
     }
 
     /// Empties a slot. Returns whether there was something in it.
@@ -175,16 +236,24 @@ impl PolicyHost {
 
     /// Every slot in use.
     pub fn status(&self) -> Vec<SlotStatus> {
-        let mut all: Vec<SlotStatus> = self.slots.load().all().map(|s| s.status()).collect();
+        let slots = self.slots.load();
+        let trial = |slot: &str| slots.trial_of(slot).map(|t| t.status());
+        let mut all: Vec<SlotStatus> = slots.all().map(|s| s.status(trial(&s.name))).collect();
         all.sort_by(|a, b| a.slot.cmp(&b.slot));
         all
     }
 
     fn change(&self, name: &str, next: impl FnOnce(Option<&Slot>) -> Option<Slot>) {
+        self.change_all(|slots| {
+            let slot = next(slots.get(name).map(|slot| &**slot)).map(Arc::new);
+            slots.set(name, slot);
+        });
+    }
+
+    fn change_all(&self, change: impl FnOnce(&mut Slots)) {
         let _one = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut slots = Slots::clone(&self.slots.load());
-        let slot = next(slots.get(name).map(|slot| &**slot)).map(Arc::new);
-        slots.set(name, slot);
+        change(&mut slots);
         self.slots.store(Arc::new(slots));
     }
 
@@ -194,37 +263,101 @@ impl PolicyHost {
             .load()
             .all()
             .flat_map(|slot| std::iter::once(&slot.current).chain(&slot.last_good))
+            .chain(self.slots.load().trials().map(|trial| &trial.active))
             .find(|active| &*active.digest == digest)
             .cloned()
     }
 
     async fn decide(&self, question: &Question) -> Routing {
-        let Some(slot) = self.slots.load().routing(&question.tenant).cloned() else {
-            return self.managed(question);
+        let (slot, trial) = {
+            let slots = self.slots.load();
+            (
+                slots.routing(&question.tenant).cloned(),
+                slots.trial(&question.tenant).cloned(),
+            )
         };
+        let routing = match &slot {
+            None if trial.is_none() => return self.managed(question),
+            _ => {
+                self.decide_by(slot.as_deref(), trial.as_deref(), question)
+                    .await
+            }
+        };
+        self.observe(question, &routing, trial);
+        routing
+    }
+
+    async fn decide_by(
+        &self,
+        slot: Option<&Slot>,
+        trial: Option<&Trial>,
+        question: &Question,
+    ) -> Routing {
         let directory = self.directory.load_full();
-        let grants = Grants {
-            tenant: &question.tenant,
-            directory: &directory,
-            class: question.class,
-            no_passthrough: matches!(question.occasion, Occasion::PassthroughFailed(_)),
-        };
+        let grants = grants(question, &directory);
         let Some(_turn) = self.gate.enter(Some(&question.tenant)).await else {
-            return self.fall_back(&slot, question, &Failure::Busy.to_string());
+            let busy = Failure::Busy.to_string();
+            return match slot {
+                Some(slot) => self.fall_back(slot, question, &busy),
+                None => self.managed(question),
+            };
         };
-        let mut why = "it failed again and again".to_owned();
-        if slot.breaker().allows(self.engine.uptime_ms()) {
-            match v1::decide(&self.engine, &slot.current, question, &grants).await {
-                Ok(routing) => {
-                    slot.breaker().succeeded();
-                    return routing;
-                }
-                Err(Failure::Temporary(text)) => return not_now(&slot.current, question, text),
-                Err(failure) => why = self.failed(&slot, &failure),
+        let mut first = None;
+        if let Some(trial) = trial
+            && trial.decides(question.id)
+        {
+            match self.decide_by_trial(trial, question, &grants).await {
+                Ok(routing) => return routing,
+                Err(why) => first = Some(why),
             }
         }
-        if let Some(last_good) = &slot.last_good {
-            match v1::decide(&self.engine, last_good, question, &grants).await {
+        let mut routing = match slot {
+            Some(slot) => self.decide_by_slot(slot, question, &grants).await,
+            None => self.managed(question),
+        };
+        if let Some(trial) = trial
+            && first.is_none()
+        {
+            trial.base.decided(&routing);
+        }
+        if let Some(why) = first {
+            routing.fallback = Some(match routing.fallback {
+                None => format!("revision in force: the canary failed: {why}"),
+                Some(fallback) => format!("{fallback}; the canary failed: {why}"),
+            });
+        }
+        routing
+    }
+
+    async fn decide_by_slot(
+        &self,
+        slot: &Slot,
+        question: &Question,
+        grants: &Grants<'_>,
+    ) -> Routing {
+        let mut why = "it failed again and again".to_owned();
+        if slot.breaker().allows(self.engine.uptime_ms()) {
+            let answer = match v1::decide(&self.engine, &slot.current, question, grants).await {
+                Err(Failure::Temporary(text)) => Ok(not_now(&slot.current, question, text)),
+                answer => answer,
+            };
+            match answer {
+                Ok(routing) => {
+                    slot.breaker().succeeded();
+                    slot.tally.decided(&routing);
+                    self.judge(slot);
+                    return routing;
+                }
+                Err(failure) => {
+                    slot.tally.failed();
+                    why = self.failed(slot, &failure);
+                }
+            }
+        }
+        // A tenant's first revision has none before it but the operator's.
+        let spare = self.slots.load().spare(slot).cloned();
+        if let Some(last_good) = slot.last_good.as_ref().or(spare.as_ref()) {
+            match v1::decide(&self.engine, last_good, question, grants).await {
                 Ok(routing) => {
                     return Routing {
                         fallback: Some(format!("last good revision: {why}")),
@@ -238,19 +371,23 @@ impl PolicyHost {
                 }
             }
         }
-        self.fall_back(&slot, question, &why)
+        self.fall_back(slot, question, &why)
     }
 
     /// Notes a failure of the current revision; returns it in words.
     fn failed(&self, slot: &Slot, failure: &Failure) -> String {
         slot.current.count_failure();
-        let opened = slot.breaker().failed(self.engine.uptime_ms());
+        let now = self.engine.uptime_ms();
+        let opened = slot.breaker().failed(now);
         tracing::warn!(
             slot = %slot.name,
             digest = %slot.current.digest,
             breaker_opened = opened,
             "policy failed: {failure}"
         );
+        if (opened || slot.tally.rates().fails_often()) && now < slot.probation_until {
+            self.roll_back(slot, &format!("it failed again and again: {failure}"));
+        }
         failure.to_string()
     }
 
@@ -304,6 +441,15 @@ impl PolicyHost {
             Err(Failure::Temporary(text)) => Err(PolicyFault::Temporary(text)),
             Err(failure) => Err(PolicyFault::Broken(self.failed(&slot, &failure))),
         }
+    }
+}
+
+fn grants<'a>(question: &'a Question, directory: &'a Directory) -> Grants<'a> {
+    Grants {
+        tenant: &question.tenant,
+        directory,
+        class: question.class,
+        no_passthrough: matches!(question.occasion, Occasion::PassthroughFailed(_)),
     }
 }
 
@@ -372,9 +518,10 @@ impl Policy for PolicyHost {
     }
 
     fn wanted_headers(&self, tenant: &str) -> Arc<[String]> {
-        self.slots
-            .load()
-            .routing(tenant)
-            .map_or_else(|| self.nothing_wanted.clone(), |slot| slot.headers.clone())
+        self.slots.load().wanted(tenant).clone()
+    }
+
+    fn attempted(&self, tenant: &str, policy: &str, verdict: Verdict) {
+        self.note_attempt(tenant, policy, verdict);
     }
 }

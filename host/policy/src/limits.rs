@@ -57,6 +57,22 @@ pub const BREAKER_WINDOW_MS: u64 = 60_000;
 /// After so long one call is let through to try again.
 pub const BREAKER_HALF_OPEN_MS: u64 = 30_000;
 
+/// After an activation, how long failures and harm bring the revision before it back.
+pub const PROBATION_MS: u64 = 15 * 60_000;
+/// Recipients decided, or attempted, before shares are compared.
+pub const HARM_DECISIONS: u64 = 20;
+pub const HARM_ATTEMPTS: u64 = 50;
+/// The difference of two shares that is harm: five in a hundred.
+pub const HARM_DIFFERENCE: f64 = 0.05;
+/// First attempts after which older ones count half.
+pub const HARM_MEMORY: u64 = 10_000;
+
+/// Decisions kept in a second, of one tenant and in all; of more, these are a sample.
+pub const INPUTS_OF_TENANT_PER_SEC: u32 = 20;
+pub const INPUTS_PER_SEC: u32 = 200;
+/// Decisions that wait to be kept or to be shown to a shadow.
+pub const OBSERVED: usize = 1024;
+
 /// Bytes of a text for people or for a reply.
 pub const TEXT: usize = 400;
 pub const TAGS: usize = 16;

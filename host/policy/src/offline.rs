@@ -314,6 +314,7 @@ fn directory(tenant: &str, grants: &Grants) -> Directory {
         relays: grants.relays.clone(),
         suspended: false,
         bulk_suspended: false,
+        record_inputs: false,
         wording: Default::default(),
     };
     Directory::new(

@@ -10,7 +10,9 @@ use serde::Serialize;
 
 use crate::breaker::Breaker;
 use crate::engine::Active;
+use crate::harm::{Rates, Tally};
 use crate::host::Fallback;
+use crate::trial::{Trial, TrialStatus};
 
 pub(crate) struct Slot {
     pub name: Arc<str>,
@@ -18,9 +20,12 @@ pub(crate) struct Slot {
     /// What was active before and had not failed; it decides where the current one can't.
     pub last_good: Option<Arc<Active>>,
     pub fallback: Fallback,
-    /// Header fields that either revision reads.
-    pub headers: Arc<[String]>,
-    breaker: Mutex<Breaker>,
+    /// What became of what the current one decided, and of what was decided before it.
+    pub tally: Tally,
+    pub before: Option<Rates>,
+    /// Milliseconds of the engine's uptime until which it is rolled back where it fails.
+    pub probation_until: u64,
+    pub breaker: Mutex<Breaker>,
 }
 
 impl Slot {
@@ -30,18 +35,14 @@ impl Slot {
         last_good: Option<Arc<Active>>,
         fallback: Fallback,
     ) -> Self {
-        let mut headers = current.descriptor.headers.clone();
-        for header in last_good.iter().flat_map(|a| &a.descriptor.headers) {
-            if !headers.contains(header) {
-                headers.push(header.clone());
-            }
-        }
         Slot {
             name,
             current,
             last_good,
             fallback,
-            headers: headers.into(),
+            tally: Tally::default(),
+            before: None,
+            probation_until: 0,
             breaker: Mutex::default(),
         }
     }
@@ -50,7 +51,7 @@ impl Slot {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn status(&self) -> SlotStatus {
+    pub fn status(&self, trial: Option<TrialStatus>) -> SlotStatus {
         let (calls, failures, micros) = self.current.counts();
         SlotStatus {
             slot: self.name.to_string(),
@@ -63,12 +64,15 @@ impl Slot {
             calls,
             failures,
             mean_micros: micros.checked_div(calls).unwrap_or(0),
+            rates: self.tally.rates(),
+            before: self.before,
+            trial,
         }
     }
 }
 
 /// A slot as operators see it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SlotStatus {
     pub slot: String,
     pub digest: String,
@@ -83,6 +87,13 @@ pub struct SlotStatus {
     pub failures: u64,
     /// Mean time of a call, microseconds.
     pub mean_micros: u64,
+    /// Since it was activated or the gateway started.
+    pub rates: Rates,
+    /// Of the revision before it, until then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<Rates>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialStatus>,
 }
 
 /// All slots, as one immutable value.
@@ -94,12 +105,97 @@ pub(crate) struct Slots {
     shaping: Option<Arc<Slot>>,
     /// `export/NAME`, by name.
     exports: HashMap<Arc<str>, Arc<Slot>>,
+    /// Trials of routing slots, by the name of the slot.
+    trials: HashMap<Arc<str>, Arc<Trial>>,
+    /// Header fields that any revision reads which may have to decide: of tenants with a slot or
+    /// a trial of their own, and of all others.
+    wanted: HashMap<Arc<str>, Arc<[String]>>,
+    wanted_of_others: Arc<[String]>,
 }
 
 impl Slots {
     /// The slot that routes a tenant's mail: its own, else the operator's.
     pub fn routing(&self, tenant: &str) -> Option<&Arc<Slot>> {
         self.tenants.get(tenant).or(self.routing.as_ref())
+    }
+
+    /// What decides a tenant's mail where its own slot can't: the operator's revision.
+    pub fn spare(&self, slot: &Slot) -> Option<&Arc<Active>> {
+        let operators = self.routing.as_ref()?;
+        (slot.name != operators.name && slot.current.digest != operators.current.digest)
+            .then_some(&operators.current)
+    }
+
+    /// The trial that concerns a tenant's mail: of its own slot, else of the operator's where
+    /// that decides.
+    pub fn trial(&self, tenant: &str) -> Option<&Arc<Trial>> {
+        if self.trials.is_empty() {
+            return None;
+        }
+        match self.trials.get(format!("routing/{tenant}").as_str()) {
+            Some(trial) => Some(trial),
+            None if self.tenants.contains_key(tenant) => None,
+            None => self.trials.get("routing"),
+        }
+    }
+
+    pub fn trial_of(&self, slot: &str) -> Option<&Arc<Trial>> {
+        self.trials.get(slot)
+    }
+
+    pub fn trials(&self) -> impl Iterator<Item = &Arc<Trial>> {
+        self.trials.values()
+    }
+
+    pub fn wanted(&self, tenant: &str) -> &Arc<[String]> {
+        self.wanted.get(tenant).unwrap_or(&self.wanted_of_others)
+    }
+
+    pub fn set_trial(&mut self, name: &str, trial: Option<Arc<Trial>>) {
+        match trial {
+            Some(trial) => self.trials.insert(name.into(), trial),
+            None => self.trials.remove(name),
+        };
+        self.want(name);
+    }
+
+    /// Brings the wanted header fields up to date after a change of a slot.
+    fn want(&mut self, name: &str) {
+        if name == "routing" {
+            self.wanted_of_others = self.headers_of(None);
+            let tenants: Vec<Arc<str>> = self.wanted.keys().cloned().collect();
+            for tenant in tenants {
+                let headers = self.headers_of(Some(&tenant));
+                self.wanted.insert(tenant, headers);
+            }
+        } else if let Some(tenant) = name.strip_prefix("routing/") {
+            if self.tenants.contains_key(tenant) || self.trials.contains_key(name) {
+                let headers = self.headers_of(Some(tenant));
+                self.wanted.insert(tenant.into(), headers);
+            } else {
+                self.wanted.remove(tenant);
+            }
+        }
+    }
+
+    fn headers_of(&self, tenant: Option<&str>) -> Arc<[String]> {
+        let own = tenant.and_then(|t| self.tenants.get(t));
+        let trial = match tenant {
+            Some(tenant) => self.trial(tenant),
+            None => self.trials.get("routing"),
+        };
+        let revisions = own
+            .into_iter()
+            .chain(&self.routing)
+            .flat_map(|slot| std::iter::once(&slot.current).chain(&slot.last_good))
+            .chain(trial.map(|t| &t.active));
+        let mut headers: Vec<String> = Vec::new();
+        for header in revisions.flat_map(|a| &a.descriptor.headers) {
+            if !headers.contains(header) {
+                headers.push(header.clone());
+            }
+        }
+        headers.into()
     }
 
     pub fn shaping(&self) -> Option<&Arc<Slot>> {
@@ -135,6 +231,7 @@ impl Slots {
             Some(("export", exporter)) => place(&mut self.exports, exporter, slot),
             _ => {}
         }
+        self.want(name);
     }
 
     pub fn all(&self) -> impl Iterator<Item = &Arc<Slot>> {

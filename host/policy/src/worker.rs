@@ -3,8 +3,8 @@
 //!
 //! The gateway starts its own binary with the argument `policy-worker`, writes the upload to
 //! its standard input and reads the result from its standard output. The worker limits its
-//! own memory and processor time, runs at the lowest priority, and is killed when its time
-//! is over. One at a time.
+//! own memory and processor time, gives up files, network and other programs, runs at the
+//! lowest priority, and is killed when its time is over. One at a time.
 
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -18,6 +18,7 @@ use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 use crate::answer::tidy;
+use crate::confine::confine;
 use crate::engine::PolicyEngine;
 use crate::limits;
 use crate::prepare::{Prepared, Refused, Upload, prepare, revision_digest};
@@ -28,7 +29,8 @@ pub const SUBCOMMAND: &str = "policy-worker";
 
 const ADDRESS_SPACE: u64 = 1536 * 1024 * 1024;
 const PROCESSOR_SECS: u64 = 20;
-const WALL: Duration = Duration::from_secs(30);
+/// More than its processor time, since it gives way to everything else on the machine.
+const WALL: Duration = Duration::from_secs(120);
 /// Compiled code is a few times larger than the snapshot.
 const REPLY: u64 = 256 * 1024 * 1024;
 
@@ -69,6 +71,7 @@ fn work() -> io::Result<()> {
     setrlimit(Resource::Fsize, bound(2 * limits::SNAPSHOT as u64))?;
     // Already at a lower priority is as good.
     let _ = nice(19);
+    confine()?;
     let mut input = io::stdin().lock();
     let component = read_part(&mut input, limits::UPLOAD)?;
     let config = read_part(&mut input, limits::CONFIG)?;

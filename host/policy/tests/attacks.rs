@@ -276,18 +276,17 @@ async fn a_log_flood_is_stopped_and_its_lines_are_few() {
 }
 
 #[tokio::test]
-async fn the_last_good_revision_decides_and_then_the_breaker_opens() {
+async fn long_in_force_the_last_good_revision_decides_and_then_the_breaker_opens() {
     let host = host();
     let good = prepared(
         "routing-default",
         r#"{"default":{"managed":{"lane":"good"}}}"#,
     );
-    host.activate("routing/acme", &good).unwrap();
-    host.activate(
-        "routing/acme",
-        &try_prepare(&wat_policy("unreachable", ""), "").unwrap(),
-    )
-    .unwrap();
+    let bad = try_prepare(&wat_policy("unreachable", ""), "").unwrap();
+    // Past its probation: it is not rolled back.
+    let long = std::time::Duration::from_secs(3600);
+    host.restore("routing/acme", &bad, Some(&good), long)
+        .unwrap();
     for n in 1..=8 {
         let routing = host.route(&question("acme", &["a@x.test"])).await;
         assert_eq!(

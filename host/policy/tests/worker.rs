@@ -15,6 +15,9 @@ fn main() {
     if args.next().as_deref() == Some(SUBCOMMAND) {
         std::process::exit(tidegate_policy::worker::main());
     }
+    if std::env::args().nth(1).as_deref() == Some("confined") {
+        return confined();
+    }
     // What `cargo test` may ask of a test binary without the standard harness.
     if std::env::args().any(|a| a == "--list") {
         println!("worker: test");
@@ -29,6 +32,7 @@ fn main() {
         prepares_what_the_process_itself_would().await;
         refuses_in_the_authors_words().await;
         survives_hostile_uploads().await;
+        can_reach_neither_files_nor_network_nor_programs();
         says_what_is_wrong_with_the_worker_itself().await;
     });
     println!("test worker ... ok");
@@ -88,6 +92,51 @@ async fn survives_hostile_uploads() {
         other => panic!("{other:?}"),
     }
     child(&plugin("export-jsonl"), "").await.unwrap();
+}
+
+/// What a guest that broke out into the worker would try, in such a process.
+fn confined() {
+    tidegate_policy::confine::confine().unwrap();
+    let denied = |what: &str, error: Option<std::io::Error>| {
+        let kind = error.map(|e| e.kind());
+        assert_eq!(kind, Some(std::io::ErrorKind::PermissionDenied), "{what}");
+    };
+    denied("read", std::fs::read("/etc/passwd").err());
+    denied("write", std::fs::write("confined.txt", "x").err());
+    denied("list", std::fs::read_dir("/").err());
+    denied("remove", std::fs::remove_file("/etc/passwd").err());
+    denied("connect", std::net::TcpStream::connect("127.0.0.1:9").err());
+    denied("listen", std::net::TcpListener::bind("127.0.0.1:0").err());
+    denied("datagrams", std::net::UdpSocket::bind("127.0.0.1:0").err());
+    denied(
+        "unix sockets",
+        std::os::unix::net::UnixStream::connect("/run/x").err(),
+    );
+    denied(
+        "programs",
+        std::process::Command::new("/bin/true").spawn().err(),
+    );
+    // Also from a thread, and threads and memory are still to be had.
+    std::thread::spawn(move || {
+        denied("read in a thread", std::fs::read("/etc/passwd").err());
+        vec![1u8; 1 << 20].len()
+    })
+    .join()
+    .unwrap();
+    println!("confined");
+}
+
+fn can_reach_neither_files_nor_network_nor_programs() {
+    let output = std::process::Command::new(exe())
+        .arg("confined")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("confined"),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 async fn says_what_is_wrong_with_the_worker_itself() {

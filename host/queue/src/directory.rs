@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use tidegate_mail::Timestamp;
 use tidegate_mail::dsn::Wording;
 
 use crate::ports::TlsMode;
@@ -31,6 +32,26 @@ pub struct Tenant {
     /// [`Wording::check`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wording: Option<Box<Wording>>,
+    /// Whether what its routing policy was asked and answered is kept for rehearsals.
+    #[serde(default = "yes")]
+    pub record_inputs: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A tenant's token for the admin API. The token itself is shown once and kept nowhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// For people: to tell and to revoke it.
+    pub id: String,
+    pub tenant: String,
+    /// Hex SHA-256 of the token, which has 160 random bits.
+    pub hash: String,
+    #[serde(default)]
+    pub note: String,
+    pub created_at: Timestamp,
 }
 
 /// An account for AUTH.

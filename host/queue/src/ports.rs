@@ -5,6 +5,7 @@
 
 mod clock;
 mod policy;
+mod registry;
 mod resolver;
 mod sink;
 mod store;
@@ -15,6 +16,7 @@ use std::pin::Pin;
 
 pub use clock::Clock;
 pub use policy::{Policy, PolicyFault};
+pub use registry::{DecisionQuery, DecisionRow, Registry, Revision, Uploaded};
 pub use resolver::{Dane, Destination, MxHost, Protection, Resolver, Tlsa};
 pub use sink::{ExportBatch, Payload, Sink, SinkError};
 pub use store::*;

@@ -22,7 +22,11 @@ macro_rules! step {
 }
 
 /// In order; the position is the number less one. Never changed once released.
-const STEPS: &[Step] = &[step!("0001_queue"), step!("0002_registry")];
+const STEPS: &[Step] = &[
+    step!("0001_queue"),
+    step!("0002_registry"),
+    step!("0003_rollout"),
+];
 
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS migration (
     number BIGINT PRIMARY KEY,

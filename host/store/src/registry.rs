@@ -1,13 +1,16 @@
 //! The rarely changed tables, in SQL that both databases understand: tenants,
-//! credentials, servers, relays, revisions, activations, measures, cursors and the
-//! shaping policy's state.
+//! credentials, servers, relays, tokens, revisions, activations, decisions, measures, cursors
+//! and the shaping policy's state.
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tidegate_queue::directory::{Credential, Relay, Server, Tenant};
+use tidegate_mail::Timestamp;
+use tidegate_queue::directory::{Credential, Relay, Server, Tenant, Token};
 use tidegate_queue::shape::Measure;
-use tidegate_queue::{Activation, Life, Revision, StoreError, StoreResult};
+use tidegate_queue::{
+    Activation, DecisionQuery, DecisionRow, Life, Revision, StoreError, StoreResult, Uploaded,
+};
 
 use crate::codec::{json, parse};
 use crate::rows::{Kind, Rows, Stmt, Value};
@@ -27,6 +30,25 @@ async fn change(rows: &dyn Rows, sql: &'static str, args: Vec<Value>) -> StoreRe
     Ok(counts.first().copied().unwrap_or(0))
 }
 
+const BUMP: &str = "UPDATE registry_version SET version = version + 1 WHERE id = 1";
+
+/// A change that other gateways on the same database have to learn of.
+async fn configure(rows: &dyn Rows, mut statements: Vec<Stmt>) -> StoreResult<u64> {
+    statements.push(Stmt::new(BUMP, Vec::new()));
+    let counts = rows.execute(statements).await?;
+    Ok(counts.first().copied().unwrap_or(0))
+}
+
+async fn configure_one(rows: &dyn Rows, sql: &'static str, args: Vec<Value>) -> StoreResult<u64> {
+    configure(rows, vec![Stmt::new(sql, args)]).await
+}
+
+pub(crate) async fn version(rows: &dyn Rows) -> StoreResult<u64> {
+    let sql = "SELECT version FROM registry_version WHERE id = 1";
+    let found = rows.select(sql.into(), Vec::new(), &[Kind::Int]).await?;
+    found.first().map_or(Ok(0), |row| Ok(row.int(0)? as u64))
+}
+
 fn body<T: Serialize>(value: &T) -> StoreResult<Value> {
     json(value).map(Value::Text)
 }
@@ -39,21 +61,23 @@ pub(crate) async fn put_tenant(rows: &dyn Rows, tenant: Tenant) -> StoreResult<(
     let args = vec![tenant.id.clone().into(), body(&tenant)?];
     let sql = "INSERT INTO tenant (id, body) VALUES ($1, $2)
                ON CONFLICT (id) DO UPDATE SET body = excluded.body";
-    change(rows, sql, args).await.map(drop)
+    configure_one(rows, sql, args).await.map(drop)
 }
 
 pub(crate) async fn remove_tenant(rows: &dyn Rows, id: String) -> StoreResult<bool> {
     let slot = format!("routing/{id}");
     let id = Value::Text(id);
-    let counts = rows
-        .execute(vec![
-            Stmt::new("DELETE FROM tenant WHERE id = $1", vec![id.clone()]),
-            Stmt::new("DELETE FROM credential WHERE tenant = $1", vec![id.clone()]),
-            Stmt::new("DELETE FROM server WHERE tenant = $1", vec![id]),
-            Stmt::new("DELETE FROM activation WHERE slot = $1", vec![slot.into()]),
-        ])
-        .await?;
-    Ok(counts.first().is_some_and(|n| *n > 0))
+    let slot = Value::Text(slot);
+    let statements = vec![
+        Stmt::new("DELETE FROM tenant WHERE id = $1", vec![id.clone()]),
+        Stmt::new("DELETE FROM credential WHERE tenant = $1", vec![id.clone()]),
+        Stmt::new("DELETE FROM server WHERE tenant = $1", vec![id.clone()]),
+        Stmt::new("DELETE FROM token WHERE tenant = $1", vec![id.clone()]),
+        Stmt::new("DELETE FROM decision WHERE tenant = $1", vec![id]),
+        Stmt::new("DELETE FROM activation WHERE slot = $1", vec![slot.clone()]),
+        Stmt::new("DELETE FROM upload WHERE slot = $1", vec![slot]),
+    ];
+    Ok(configure(rows, statements).await? > 0)
 }
 
 pub(crate) async fn credentials(rows: &dyn Rows) -> StoreResult<Vec<Credential>> {
@@ -70,7 +94,7 @@ pub(crate) async fn put_credential(rows: &dyn Rows, credential: Credential) -> S
                SELECT $1, $2, $3 WHERE EXISTS (SELECT 1 FROM tenant WHERE id = $2)
                ON CONFLICT (name) DO UPDATE SET body = excluded.body
                WHERE credential.tenant = excluded.tenant";
-    if change(rows, sql, args).await? == 0 {
+    if configure_one(rows, sql, args).await? == 0 {
         return Err(StoreError::Conflict(format!(
             "user {:?}: tenant {:?} does not exist, or the name belongs to another tenant",
             credential.user, credential.tenant
@@ -81,7 +105,7 @@ pub(crate) async fn put_credential(rows: &dyn Rows, credential: Credential) -> S
 
 pub(crate) async fn remove_credential(rows: &dyn Rows, user: String) -> StoreResult<bool> {
     let sql = "DELETE FROM credential WHERE name = $1";
-    Ok(change(rows, sql, vec![user.into()]).await? > 0)
+    Ok(configure_one(rows, sql, vec![user.into()]).await? > 0)
 }
 
 pub(crate) async fn servers(rows: &dyn Rows) -> StoreResult<Vec<Server>> {
@@ -97,7 +121,7 @@ pub(crate) async fn put_server(rows: &dyn Rows, server: Server) -> StoreResult<(
     let sql = "INSERT INTO server (tenant, name, body)
                SELECT $1, $2, $3 WHERE EXISTS (SELECT 1 FROM tenant WHERE id = $1)
                ON CONFLICT (tenant, name) DO UPDATE SET body = excluded.body";
-    if change(rows, sql, args).await? == 0 {
+    if configure_one(rows, sql, args).await? == 0 {
         return Err(StoreError::Conflict(format!(
             "server {:?}: tenant {:?} does not exist",
             server.name, server.tenant
@@ -112,7 +136,7 @@ pub(crate) async fn remove_server(
     name: String,
 ) -> StoreResult<bool> {
     let sql = "DELETE FROM server WHERE tenant = $1 AND name = $2";
-    Ok(change(rows, sql, vec![tenant.into(), name.into()]).await? > 0)
+    Ok(configure_one(rows, sql, vec![tenant.into(), name.into()]).await? > 0)
 }
 
 pub(crate) async fn relays(rows: &dyn Rows) -> StoreResult<Vec<Relay>> {
@@ -123,28 +147,99 @@ pub(crate) async fn put_relay(rows: &dyn Rows, relay: Relay) -> StoreResult<()> 
     let args = vec![relay.name.clone().into(), body(&relay)?];
     let sql = "INSERT INTO relay (name, body) VALUES ($1, $2)
                ON CONFLICT (name) DO UPDATE SET body = excluded.body";
-    change(rows, sql, args).await.map(drop)
+    configure_one(rows, sql, args).await.map(drop)
 }
 
 pub(crate) async fn remove_relay(rows: &dyn Rows, name: String) -> StoreResult<bool> {
     let sql = "DELETE FROM relay WHERE name = $1";
-    Ok(change(rows, sql, vec![name.into()]).await? > 0)
+    Ok(configure_one(rows, sql, vec![name.into()]).await? > 0)
+}
+
+pub(crate) async fn tokens(rows: &dyn Rows) -> StoreResult<Vec<Token>> {
+    list(rows, "SELECT body FROM token ORDER BY tenant, id").await
+}
+
+pub(crate) async fn token(rows: &dyn Rows, hash: String) -> StoreResult<Option<Token>> {
+    let sql = "SELECT body FROM token WHERE hash = $1";
+    let found = rows.select(sql.into(), vec![hash.into()], BODY).await?;
+    found
+        .first()
+        .map(|row| parse("registry", row.text(0)?))
+        .transpose()
+}
+
+pub(crate) async fn put_token(rows: &dyn Rows, token: Token) -> StoreResult<()> {
+    let args = vec![
+        token.hash.clone().into(),
+        token.id.clone().into(),
+        token.tenant.clone().into(),
+        body(&token)?,
+    ];
+    let sql = "INSERT INTO token (hash, id, tenant, body)
+               SELECT $1, $2, $3, $4 WHERE EXISTS (SELECT 1 FROM tenant WHERE id = $3)
+               ON CONFLICT DO NOTHING";
+    if configure_one(rows, sql, args).await? == 0 {
+        return Err(StoreError::Conflict(format!(
+            "token {:?}: tenant {:?} does not exist, or the name is taken",
+            token.id, token.tenant
+        )));
+    }
+    Ok(())
+}
+
+pub(crate) async fn remove_token(rows: &dyn Rows, id: String) -> StoreResult<bool> {
+    let sql = "DELETE FROM token WHERE id = $1";
+    Ok(configure_one(rows, sql, vec![id.into()]).await? > 0)
 }
 
 pub(crate) async fn put_revision(
     rows: &dyn Rows,
     revision: Revision,
     component: Bytes,
+    uploaded: Uploaded,
 ) -> StoreResult<()> {
-    let args = vec![
-        revision.digest.clone().into(),
-        revision.uploaded_at.as_millis().into(),
-        body(&revision)?,
-        Value::Blob(component.into()),
+    let kept = Stmt::new(
+        "INSERT INTO revision (digest, uploaded_at, body, component)
+         VALUES ($1, $2, $3, $4) ON CONFLICT (digest) DO NOTHING",
+        vec![
+            revision.digest.clone().into(),
+            revision.uploaded_at.as_millis().into(),
+            body(&revision)?,
+            Value::Blob(component.into()),
+        ],
+    );
+    let filed = Stmt::new(
+        "INSERT INTO upload (slot, digest, uploaded_at, body) VALUES ($1, $2, $3, $4)
+         ON CONFLICT (slot, digest) DO UPDATE
+         SET uploaded_at = excluded.uploaded_at, body = excluded.body",
+        vec![
+            uploaded.slot.clone().into(),
+            uploaded.digest.clone().into(),
+            uploaded.at.as_millis().into(),
+            body(&uploaded)?,
+        ],
+    );
+    configure(rows, vec![kept, filed]).await.map(drop)
+}
+
+pub(crate) async fn uploads(rows: &dyn Rows) -> StoreResult<Vec<Uploaded>> {
+    list(
+        rows,
+        "SELECT body FROM upload ORDER BY uploaded_at, slot, digest",
+    )
+    .await
+}
+
+pub(crate) async fn remove_revision(rows: &dyn Rows, digest: String) -> StoreResult<bool> {
+    let digest = Value::Text(digest);
+    let statements = vec![
+        Stmt::new(
+            "DELETE FROM revision WHERE digest = $1",
+            vec![digest.clone()],
+        ),
+        Stmt::new("DELETE FROM upload WHERE digest = $1", vec![digest]),
     ];
-    let sql = "INSERT INTO revision (digest, uploaded_at, body, component)
-               VALUES ($1, $2, $3, $4) ON CONFLICT (digest) DO NOTHING";
-    change(rows, sql, args).await.map(drop)
+    Ok(configure(rows, statements).await? > 0)
 }
 
 pub(crate) async fn revisions(rows: &dyn Rows) -> StoreResult<Vec<Revision>> {
@@ -174,7 +269,7 @@ pub(crate) async fn activate(rows: &dyn Rows, activation: Activation) -> StoreRe
     ];
     let sql = "INSERT INTO activation (slot, body)
                SELECT $1, $3 WHERE EXISTS (SELECT 1 FROM revision WHERE digest = $2)";
-    if change(rows, sql, args).await? == 0 {
+    if configure_one(rows, sql, args).await? == 0 {
         return Err(StoreError::Conflict(format!(
             "no revision has the digest {:?}",
             activation.digest
@@ -185,6 +280,80 @@ pub(crate) async fn activate(rows: &dyn Rows, activation: Activation) -> StoreRe
 
 pub(crate) async fn activations(rows: &dyn Rows) -> StoreResult<Vec<Activation>> {
     list(rows, "SELECT body FROM activation ORDER BY id").await
+}
+
+pub(crate) async fn keep_decisions(
+    rows: &dyn Rows,
+    decisions: Vec<DecisionRow>,
+) -> StoreResult<()> {
+    let statements = decisions
+        .into_iter()
+        .map(|row| {
+            Stmt::new(
+                "INSERT INTO decision (tenant, at, body) VALUES ($1, $2, $3)",
+                vec![
+                    row.tenant.into(),
+                    row.at.as_millis().into(),
+                    row.body.into(),
+                ],
+            )
+        })
+        .collect();
+    rows.execute(statements).await.map(drop)
+}
+
+pub(crate) async fn decisions(
+    rows: &dyn Rows,
+    query: DecisionQuery,
+) -> StoreResult<Vec<DecisionRow>> {
+    let since = query.since.map_or(i64::MIN, Timestamp::as_millis);
+    let mut args = vec![
+        Value::Int(query.after as i64),
+        Value::Int(since),
+        Value::Int(i64::from(query.max)),
+    ];
+    let sql = match query.tenant {
+        Some(tenant) => {
+            args.push(tenant.into());
+            "SELECT id, tenant, at, body FROM decision
+             WHERE id > $1 AND at >= $2 AND tenant = $4 ORDER BY id LIMIT $3"
+        }
+        None => {
+            "SELECT id, tenant, at, body FROM decision
+             WHERE id > $1 AND at >= $2 ORDER BY id LIMIT $3"
+        }
+    };
+    let kinds = &[Kind::Int, Kind::Text, Kind::Int, Kind::Text];
+    let found = rows.select(sql.into(), args, kinds).await?;
+    found
+        .iter()
+        .map(|row| {
+            Ok(DecisionRow {
+                id: row.int(0)? as u64,
+                tenant: row.text(1)?.to_owned(),
+                at: Timestamp::from_millis(row.int(2)?),
+                body: row.text(3)?.to_owned(),
+            })
+        })
+        .collect()
+}
+
+pub(crate) async fn sweep_decisions(
+    rows: &dyn Rows,
+    keep_from: Timestamp,
+    most: u32,
+) -> StoreResult<u64> {
+    let args = vec![keep_from.as_millis().into()];
+    let mut dropped = change(rows, "DELETE FROM decision WHERE at < $1", args).await?;
+    let sql = "SELECT tenant FROM decision GROUP BY tenant HAVING count(*) > $1";
+    let args = vec![Value::Int(i64::from(most))];
+    for row in rows.select(sql.into(), args, BODY).await? {
+        let sql = "DELETE FROM decision WHERE tenant = $1 AND id <=
+                   (SELECT id FROM decision WHERE tenant = $1 ORDER BY id DESC LIMIT 1 OFFSET $2)";
+        let args = vec![row.text(0)?.to_owned().into(), Value::Int(i64::from(most))];
+        dropped += change(rows, sql, args).await?;
+    }
+    Ok(dropped)
 }
 
 pub(crate) async fn measures(rows: &dyn Rows) -> StoreResult<Vec<Measure>> {
@@ -362,8 +531,55 @@ macro_rules! registry_methods {
             Box::pin(registry::remove_relay(&self.rows, name))
         }
 
-        fn put_revision(&self, revision: Revision, component: Bytes) -> Fut<'_, StoreResult<()>> {
-            Box::pin(registry::put_revision(&self.rows, revision, component))
+        fn version(&self) -> Fut<'_, StoreResult<u64>> {
+            Box::pin(registry::version(&self.rows))
+        }
+
+        fn tokens(&self) -> Fut<'_, StoreResult<Vec<Token>>> {
+            Box::pin(registry::tokens(&self.rows))
+        }
+
+        fn token(&self, hash: String) -> Fut<'_, StoreResult<Option<Token>>> {
+            Box::pin(registry::token(&self.rows, hash))
+        }
+
+        fn put_token(&self, token: Token) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::put_token(&self.rows, token))
+        }
+
+        fn remove_token(&self, id: String) -> Fut<'_, StoreResult<bool>> {
+            Box::pin(registry::remove_token(&self.rows, id))
+        }
+
+        fn put_revision(
+            &self,
+            revision: Revision,
+            component: Bytes,
+            uploaded: Uploaded,
+        ) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::put_revision(
+                &self.rows, revision, component, uploaded,
+            ))
+        }
+
+        fn uploads(&self) -> Fut<'_, StoreResult<Vec<Uploaded>>> {
+            Box::pin(registry::uploads(&self.rows))
+        }
+
+        fn remove_revision(&self, digest: String) -> Fut<'_, StoreResult<bool>> {
+            Box::pin(registry::remove_revision(&self.rows, digest))
+        }
+
+        fn keep_decisions(&self, rows: Vec<DecisionRow>) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::keep_decisions(&self.rows, rows))
+        }
+
+        fn decisions(&self, query: DecisionQuery) -> Fut<'_, StoreResult<Vec<DecisionRow>>> {
+            Box::pin(registry::decisions(&self.rows, query))
+        }
+
+        fn sweep_decisions(&self, keep_from: Timestamp, most: u32) -> Fut<'_, StoreResult<u64>> {
+            Box::pin(registry::sweep_decisions(&self.rows, keep_from, most))
         }
 
         fn revisions(&self) -> Fut<'_, StoreResult<Vec<Revision>>> {

@@ -4,6 +4,8 @@
 //! network without any destination.
 
 mod rig;
+mod rollout;
+mod tokens;
 mod wording;
 
 use std::sync::atomic::Ordering;
@@ -241,7 +243,7 @@ fn policies_are_activated_and_rolled_back() {
         (201, &json!(["routing/acme"]))
     );
     assert_eq!(
-        api.refused(api.post("/slots/rollback", json!({"slot": "routing/acme"}))),
+        api.refused(api.post("/slots/rollback", json!({"slot": "shaping"}))),
         triple(409, "conflict", "")
     );
     assert_eq!(upload("b", None).1["active_in"], json!([]));

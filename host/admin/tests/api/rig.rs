@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tidegate_admin::{ApiError, Context, Host, Upload, router};
+use tidegate_admin::{ApiError, Context, Host, Inputs, Rehearse, Upload, router};
 use tidegate_mail::{Fault, Hop, Outcome, Stage, Timestamp};
 use tidegate_queue::route::{Action, Managed, Question, Routing};
 use tidegate_queue::shape::{LaneState, Plan};
@@ -91,6 +91,7 @@ impl Policy for AllManaged {
 pub struct TestHost {
     pub registry: Arc<dyn Registry>,
     pub reloads: Arc<AtomicUsize>,
+    pub tokens: AtomicUsize,
 }
 
 impl Host for TestHost {
@@ -133,15 +134,57 @@ impl Host for TestHost {
                 note: upload.note,
                 size: upload.component.len() as u64,
             };
+            let uploaded = Uploaded {
+                slot: upload.slot,
+                digest: revision.digest.clone(),
+                at: Still.now(),
+                by: revision.uploaded_by.clone(),
+                note: revision.note.clone(),
+            };
             self.registry
-                .put_revision(revision.clone(), upload.component)
+                .put_revision(revision.clone(), upload.component, uploaded)
                 .await?;
             Ok(revision)
         })
     }
 
-    fn activate(&self, activation: Activation) -> Fut<'_, Result<(), ApiError>> {
-        Box::pin(async move { Ok(self.registry.activate(activation).await?) })
+    fn change(&self, change: Activation) -> Fut<'_, Result<(), ApiError>> {
+        Box::pin(async move { Ok(self.registry.activate(change).await?) })
+    }
+
+    fn policy_status(&self) -> serde_json::Map<String, Value> {
+        serde_json::Map::new()
+    }
+
+    fn rehearse(&self, rehearse: Rehearse) -> Fut<'_, Result<Value, ApiError>> {
+        Box::pin(async move { Ok(json!({"slot": rehearse.slot, "digest": rehearse.digest})) })
+    }
+
+    fn inputs(&self, inputs: Inputs) -> Fut<'_, Result<Value, ApiError>> {
+        Box::pin(async move {
+            let query = DecisionQuery {
+                tenant: inputs.tenant,
+                since: inputs.since,
+                after: inputs.after,
+                max: inputs.max,
+            };
+            let rows = self.registry.decisions(query).await?;
+            let bodies: Vec<Value> = rows
+                .iter()
+                .map(|row| serde_json::from_str(&row.body).unwrap())
+                .collect();
+            Ok(json!({"records": bodies}))
+        })
+    }
+
+    fn random_token(&self) -> Result<String, ApiError> {
+        let n = self.tokens.fetch_add(1, Ordering::Relaxed);
+        Ok(format!("a-random-token-{n}"))
+    }
+
+    fn hash_token(&self, token: &str) -> String {
+        // The end first: by that the tokens differ.
+        token.bytes().rev().map(|b| format!("{b:02x}")).collect()
     }
 
     fn exporters(&self) -> Vec<String> {
@@ -155,6 +198,7 @@ pub struct Api {
     pub agent: ureq::Agent,
     pub reloads: Arc<AtomicUsize>,
     pub engine: Arc<Engine>,
+    pub registry: Arc<dyn Registry>,
     pub runtime: tokio::runtime::Runtime,
     pub _dir: tempfile::TempDir,
 }
@@ -168,7 +212,7 @@ impl Api {
             .build()
             .unwrap();
         let reloads = Arc::new(AtomicUsize::new(0));
-        let (address, engine) = runtime.block_on(async {
+        let (address, engine, registry) = runtime.block_on(async {
             let options = tidegate_store::Options::default();
             let (store, registry) = tidegate_store::open("sqlite", dir.path(), options)
                 .await
@@ -197,8 +241,9 @@ impl Api {
                 registry: registry.clone(),
                 clock: Arc::new(Still),
                 host: Arc::new(TestHost {
-                    registry,
+                    registry: registry.clone(),
                     reloads: reloads.clone(),
+                    tokens: AtomicUsize::new(0),
                 }),
                 token: TOKEN.to_owned(),
                 hostname: "gateway.test".to_owned(),
@@ -209,11 +254,13 @@ impl Api {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             tokio::spawn(tidegate_admin::serve(listener, app, std::future::pending()));
-            (address, engine)
+            (address, engine, registry)
         });
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .proxy(None)
+            // A refusal may close the connection before the body was read.
+            .max_idle_connections(0)
             .build()
             .into();
         Api {
@@ -221,6 +268,7 @@ impl Api {
             agent,
             reloads,
             engine,
+            registry,
             runtime,
             _dir: dir,
         }

@@ -20,18 +20,23 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(config: &Config, json: bool) -> Result<Self, Failure> {
-        let token = read_token(&config.admin.token_file)?;
-        let address = if config.admin.address.port() == 0 {
-            let path: PathBuf = config.data_dir.join(crate::serve::ADMIN_ADDRESS);
-            std::fs::read_to_string(&path)
-                .map(|text| text.trim().to_owned())
-                .map_err(|e| Failure::NotRunning {
-                    address: path.display().to_string(),
-                    reason: e.to_string(),
-                })?
-        } else {
-            config.admin.address.to_string()
+    /// With the token and the address as told, else as the configuration has them.
+    pub fn new(
+        config: impl FnOnce() -> Result<Config, Failure>,
+        told: &Told,
+        json: bool,
+    ) -> Result<Self, Failure> {
+        let (token, address) = match (&told.token_file, &told.admin) {
+            (Some(file), Some(admin)) => (read_token(file)?, admin.clone()),
+            (file, admin) => {
+                let config = config()?;
+                let token = read_token(file.as_ref().unwrap_or(&config.admin.token_file))?;
+                let address = match admin {
+                    Some(admin) => admin.clone(),
+                    None => address_of(&config)?,
+                };
+                (token, address)
+            }
         };
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -177,6 +182,30 @@ impl Client {
         };
         Err(Failure::failed(message, error.remedy.unwrap_or_default()))
     }
+}
+
+/// What stands in for the configuration, on another machine or with another token.
+#[derive(clap::Args)]
+pub struct Told {
+    /// The token to use, in a file; the operator's otherwise.
+    #[arg(long, global = true, env = "TIDEGATE_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// The admin API's HOST:PORT; the configuration's otherwise.
+    #[arg(long, global = true, env = "TIDEGATE_ADMIN", value_name = "HOST:PORT")]
+    pub admin: Option<String>,
+}
+
+fn address_of(config: &Config) -> Result<String, Failure> {
+    if config.admin.address.port() != 0 {
+        return Ok(config.admin.address.to_string());
+    }
+    let path: PathBuf = config.data_dir.join(crate::serve::ADMIN_ADDRESS);
+    std::fs::read_to_string(&path)
+        .map(|text| text.trim().to_owned())
+        .map_err(|e| Failure::NotRunning {
+            address: path.display().to_string(),
+            reason: e.to_string(),
+        })
 }
 
 fn read_token(path: &Path) -> Result<String, Failure> {

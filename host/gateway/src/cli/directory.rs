@@ -31,9 +31,9 @@ pub enum TenantCommand {
     /// Show a tenant.
     #[command(after_help = "Example:\n  tidegate tenant show acme")]
     Show { id: String },
-    /// Replace a tenant's domains or relays.
+    /// Replace a tenant's domains or relays, or what is recorded of it.
     #[command(
-        after_help = "Example:\n  tidegate tenant set acme --domain acme.example --domain acme.test"
+        after_help = "Examples:\n  tidegate tenant set acme --domain acme.example --domain acme.test\n  tidegate tenant set acme --record-inputs false"
     )]
     Set {
         id: String,
@@ -43,6 +43,9 @@ pub enum TenantCommand {
         /// All the relays it may use.
         #[arg(long = "relay")]
         relays: Vec<String>,
+        /// Whether what its routing policy is asked is kept for rehearsals.
+        #[arg(long, value_name = "BOOL")]
+        record_inputs: Option<bool>,
     },
     /// Remove a tenant with its credentials, servers and policies; queued mail goes on.
     #[command(after_help = "Example:\n  tidegate tenant remove acme")]
@@ -120,6 +123,7 @@ impl TenantCommand {
                 id,
                 domains,
                 relays,
+                record_inputs,
             } => {
                 let mut change = Map::new();
                 if !domains.is_empty() {
@@ -128,10 +132,13 @@ impl TenantCommand {
                 if !relays.is_empty() {
                     change.insert("relays".to_owned(), json!(relays));
                 }
+                if let Some(record) = record_inputs {
+                    change.insert("record_inputs".to_owned(), json!(record));
+                }
                 if change.is_empty() {
                     return Err(Failure::usage(
                         "nothing to change",
-                        "give --domain or --relay",
+                        "give --domain, --relay or --record-inputs",
                     ));
                 }
                 client.patch(&format!("/tenants/{}", segment(&id)), &change)?

@@ -75,7 +75,7 @@ struct Query {
 }
 
 /// An instant, or a time before `now`.
-fn instant(text: &str, now: Timestamp) -> Result<Timestamp, Failure> {
+pub fn instant(text: &str, now: Timestamp) -> Result<Timestamp, Failure> {
     if let Ok(ago) = text.parse::<Span>() {
         return Ok(now.minus(ago.get()));
     }

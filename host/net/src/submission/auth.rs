@@ -253,6 +253,7 @@ mod tests {
                 suspended: false,
                 bulk_suspended: false,
                 wording: None,
+                record_inputs: true,
             }],
             vec![Credential {
                 user: "crm".into(),

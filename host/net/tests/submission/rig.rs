@@ -114,6 +114,7 @@ pub fn tenant(id: &str, domain: &str, suspended: bool) -> Tenant {
         suspended,
         bulk_suspended: false,
         wording: None,
+        record_inputs: true,
     }
 }
 

@@ -39,6 +39,7 @@ pub fn directory() -> Directory {
         suspended: false,
         bulk_suspended: false,
         wording: None,
+        record_inputs: true,
     };
     let server = |tenant: &str, name: &str| Server {
         tenant: tenant.to_owned(),

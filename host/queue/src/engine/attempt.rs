@@ -298,6 +298,14 @@ impl Engine {
             };
             let detail = Detail::of_attempt(attempt, hop, &outcome, site.map(str::to_owned));
             let withdrawn = outcome.verdict == Verdict::Withdrawn;
+            if attempt == 1
+                && !withdrawn
+                && let Some(policy) = &before.promise.policy
+            {
+                self.parts
+                    .policy
+                    .attempted(&carried.tenant, policy, outcome.verdict);
+            }
             let input = Input::Attempted {
                 host: detail.hop.as_ref().and_then(|h| h.host.clone()),
                 outcome,

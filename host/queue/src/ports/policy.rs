@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use tidegate_mail::Timestamp;
+use tidegate_mail::{Timestamp, Verdict};
 
 use super::{EventRecord, Fut, Payload};
 use crate::route::{Question, Routing};
@@ -44,4 +44,10 @@ pub trait Policy: Send + Sync + 'static {
 
     /// Names of header fields that the tenant's active routing policy reads, lower case.
     fn wanted_headers(&self, tenant: &str) -> std::sync::Arc<[String]>;
+
+    /// How the first attempt at a recipient went that the revision `policy` decided: what
+    /// the policy is judged by.
+    fn attempted(&self, tenant: &str, policy: &str, verdict: Verdict) {
+        let _ = (tenant, policy, verdict);
+    }
 }

@@ -7,7 +7,6 @@ use tidegate_mail::{
 };
 
 use super::{ContentReader, Fut};
-use crate::directory::{Credential, Relay, Server, Tenant};
 use crate::shape::Measure;
 
 /// Why the store did not do what was asked. A remote refusal is never one of these.
@@ -342,66 +341,6 @@ pub struct LoggedMessage {
     pub accepted_at: Timestamp,
     pub keys: LogKeys,
     pub events: Vec<Event>,
-}
-
-/// An immutable policy revision.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Revision {
-    /// Hex SHA-256 over world, component and configuration.
-    pub digest: String,
-    /// `routing-policy`, `shaping-policy` or `log-exporter`.
-    pub world: String,
-    /// What the component says of itself.
-    pub name: String,
-    pub version: String,
-    pub config: String,
-    pub uploaded_at: Timestamp,
-    pub uploaded_by: String,
-    #[serde(default)]
-    pub note: String,
-    /// Bytes of the component as uploaded.
-    pub size: u64,
-}
-
-/// A change of what a slot runs. `slot` is `routing/TENANT`, `routing`, `shaping` or `export/NAME`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Activation {
-    pub slot: String,
-    pub digest: String,
-    pub at: Timestamp,
-    pub by: String,
-    #[serde(default)]
-    pub note: String,
-}
-
-/// Everything that is configured through the API rather than the file. Changes are rare;
-/// readers hold a [`crate::Directory`] built from it.
-pub trait Registry: Send + Sync + 'static {
-    fn tenants(&self) -> Fut<'_, StoreResult<Vec<Tenant>>>;
-    fn put_tenant(&self, tenant: Tenant) -> Fut<'_, StoreResult<()>>;
-    /// Refused while credentials, servers or policies refer to it? No: removes them too.
-    fn remove_tenant(&self, id: String) -> Fut<'_, StoreResult<bool>>;
-
-    fn credentials(&self) -> Fut<'_, StoreResult<Vec<Credential>>>;
-    fn put_credential(&self, credential: Credential) -> Fut<'_, StoreResult<()>>;
-    fn remove_credential(&self, user: String) -> Fut<'_, StoreResult<bool>>;
-
-    fn servers(&self) -> Fut<'_, StoreResult<Vec<Server>>>;
-    fn put_server(&self, server: Server) -> Fut<'_, StoreResult<()>>;
-    fn remove_server(&self, tenant: String, name: String) -> Fut<'_, StoreResult<bool>>;
-
-    fn relays(&self) -> Fut<'_, StoreResult<Vec<Relay>>>;
-    fn put_relay(&self, relay: Relay) -> Fut<'_, StoreResult<()>>;
-    fn remove_relay(&self, name: String) -> Fut<'_, StoreResult<bool>>;
-
-    /// Keeps a revision; a digest already there is left as it is.
-    fn put_revision(&self, revision: Revision, component: Bytes) -> Fut<'_, StoreResult<()>>;
-    fn revisions(&self) -> Fut<'_, StoreResult<Vec<Revision>>>;
-    fn component(&self, digest: String) -> Fut<'_, StoreResult<Option<Bytes>>>;
-    /// Appends; the newest of a slot is in force.
-    fn activate(&self, activation: Activation) -> Fut<'_, StoreResult<()>>;
-    /// All, oldest first.
-    fn activations(&self) -> Fut<'_, StoreResult<Vec<Activation>>>;
 }
 
 /// The kinds of event that end a recipient.

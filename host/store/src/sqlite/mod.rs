@@ -17,7 +17,7 @@ use bytes::Bytes;
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{Executor, Row as _};
 use tidegate_mail::{MessageId, Owes, Promise, RecipientId, Timestamp};
-use tidegate_queue::directory::{Credential, Relay, Server, Tenant};
+use tidegate_queue::directory::{Credential, Relay, Server, Tenant, Token};
 use tidegate_queue::shape::Measure;
 use tidegate_queue::*;
 

@@ -51,7 +51,9 @@ conformance! {
     registry:
         keeps_cursors_measures_and_shaping_state,
         keeps_tenants_with_what_is_theirs,
-        keeps_revisions_and_activations;
+        keeps_revisions_and_activations,
+        keeps_tokens_by_their_hash,
+        keeps_the_newest_decisions;
     property:
         agrees_with_the_model;
 }

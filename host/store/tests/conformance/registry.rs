@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use tidegate_mail::Timestamp;
 use tidegate_mail::dsn::Wording;
-use tidegate_queue::directory::{Credential, Relay, Server, Tenant, Way};
+use tidegate_queue::directory::{Credential, Relay, Server, Tenant, Token, Way};
 use tidegate_queue::shape::{Effect, Measure, Scope};
 use tidegate_queue::*;
 
@@ -66,6 +66,7 @@ pub async fn keeps_tenants_with_what_is_theirs(place: &Place) {
                 ..Wording::default()
             })
         }),
+        record_inputs: true,
     };
     let credential = |user: &str, tenant: &str| Credential {
         user: user.into(),
@@ -153,22 +154,43 @@ pub async fn keeps_revisions_and_activations(place: &Place) {
     let activation = |digest: &str, at: i64| Activation {
         slot: "routing".into(),
         digest: digest.into(),
+        step: Step::Canary { permille: 50 },
         at: Timestamp(at),
         by: "operator".into(),
         note: "first".into(),
+        cause: None,
+    };
+    let uploaded = |slot: &str, digest: &str, at: i64| Uploaded {
+        slot: slot.into(),
+        digest: digest.into(),
+        at: Timestamp(at),
+        by: "operator".into(),
+        note: String::new(),
     };
     let component = Bytes::from(pattern(300_000, 9));
     registry
-        .put_revision(revision("d2", 20), component.clone())
+        .put_revision(
+            revision("d2", 20),
+            component.clone(),
+            uploaded("", "d2", 20),
+        )
         .await
         .unwrap();
     registry
-        .put_revision(revision("d1", 10), Bytes::from_static(b"one"))
+        .put_revision(
+            revision("d1", 10),
+            Bytes::from_static(b"one"),
+            uploaded("routing", "d1", 10),
+        )
         .await
         .unwrap();
     // A digest that is there is left as it is.
     registry
-        .put_revision(revision("d1", 99), Bytes::from_static(b"two"))
+        .put_revision(
+            revision("d1", 99),
+            Bytes::from_static(b"two"),
+            uploaded("routing/acme", "d1", 99),
+        )
         .await
         .unwrap();
     let unknown = registry.activate(activation("d9", 1)).await;
@@ -202,4 +224,91 @@ pub async fn keeps_revisions_and_activations(place: &Place) {
         .map(|a| a.digest)
         .collect();
     assert_eq!(digests, ["d1", "d2", "d1"]);
+    assert_eq!(
+        registry.uploads().await.unwrap(),
+        [
+            uploaded("routing", "d1", 10),
+            uploaded("", "d2", 20),
+            uploaded("routing/acme", "d1", 99)
+        ]
+    );
+    assert!(registry.remove_revision("d1".into()).await.unwrap());
+    assert!(!registry.remove_revision("d1".into()).await.unwrap());
+    assert_eq!(registry.component("d1".into()).await.unwrap(), None);
+    assert_eq!(registry.uploads().await.unwrap(), [uploaded("", "d2", 20)]);
+}
+
+pub async fn keeps_tokens_by_their_hash(place: &Place) {
+    let opened = place.open().await;
+    let registry = &opened.registry;
+    let tenant = |id: &str| Tenant {
+        id: id.into(),
+        domains: vec![format!("{id}.example")],
+        relays: Vec::new(),
+        suspended: false,
+        bulk_suspended: false,
+        wording: None,
+        record_inputs: true,
+    };
+    let token = |id: &str, tenant: &str| Token {
+        id: id.into(),
+        tenant: tenant.into(),
+        hash: format!("hash-of-{id}"),
+        note: "for the build".into(),
+        created_at: T0,
+    };
+    registry.put_tenant(tenant("a")).await.unwrap();
+    let before = registry.version().await.unwrap();
+    registry.put_token(token("t1", "a")).await.unwrap();
+    assert!(
+        registry.version().await.unwrap() > before,
+        "others learn of it"
+    );
+    for refused in [token("t2", "nobody"), token("t1", "a")] {
+        let answer = registry.put_token(refused).await;
+        assert!(matches!(answer, Err(StoreError::Conflict(_))), "{answer:?}");
+    }
+    let opened = place.reopen(opened).await;
+    let registry = &opened.registry;
+    assert_eq!(registry.tokens().await.unwrap(), [token("t1", "a")]);
+    let found = registry.token("hash-of-t1".into()).await.unwrap();
+    assert_eq!(found, Some(token("t1", "a")));
+    assert_eq!(registry.token("hash-of-t2".into()).await.unwrap(), None);
+    assert!(registry.remove_token("t1".into()).await.unwrap());
+    assert!(!registry.remove_token("t1".into()).await.unwrap());
+    assert_eq!(registry.token("hash-of-t1".into()).await.unwrap(), None);
+    registry.put_token(token("t3", "a")).await.unwrap();
+    assert!(registry.remove_tenant("a".into()).await.unwrap());
+    assert_eq!(registry.tokens().await.unwrap(), []);
+}
+
+pub async fn keeps_the_newest_decisions(place: &Place) {
+    let opened = place.open().await;
+    let registry = &opened.registry;
+    let row = |tenant: &str, at: i64| DecisionRow {
+        id: 0,
+        tenant: tenant.into(),
+        at: Timestamp(at),
+        body: format!("{{\"at\":{at}}}"),
+    };
+    let rows = (1..=6).map(|at| row(if at % 2 == 0 { "a" } else { "b" }, at));
+    registry.keep_decisions(rows.collect()).await.unwrap();
+    registry.keep_decisions(Vec::new()).await.unwrap();
+    let of = async |tenant: Option<&str>, since: i64, after: u64, max: u32| {
+        let query = DecisionQuery {
+            tenant: tenant.map(str::to_owned),
+            since: Some(Timestamp(since)),
+            after,
+            max,
+        };
+        registry.decisions(query).await.unwrap()
+    };
+    let times = |rows: &[DecisionRow]| rows.iter().map(|r| r.at.0).collect::<Vec<_>>();
+    let first = of(None, 2, 0, 2).await;
+    assert_eq!(times(&first), [2, 3]);
+    assert_eq!(first[0].body, "{\"at\":2}");
+    assert_eq!(times(&of(None, 2, first[1].id, 9).await), [4, 5, 6]);
+    assert_eq!(times(&of(Some("a"), 3, 0, 9).await), [4, 6]);
+    assert_eq!(registry.sweep_decisions(Timestamp(2), 2).await.unwrap(), 2);
+    assert_eq!(times(&of(None, 0, 0, 9).await), [3, 4, 5, 6]);
 }

@@ -1,0 +1,114 @@
+//! A revision's way: shadow, canary, promotion, roll-back.
+
+use serde_json::{Value, json};
+
+use crate::rig::*;
+
+fn component(name: &str) -> String {
+    use base64::Engine as _;
+    base64::engine::general_purpose::STANDARD.encode(format!("routing-policy {name}"))
+}
+
+fn state(api: &Api) -> [Option<String>; 3] {
+    let (_, list) = api.get("/slots/status?slot=routing/acme");
+    ["in_force", "previous", "trial"]
+        .map(|part| list[0][part]["digest"].as_str().map(|d| d[..1].to_owned()))
+}
+
+fn three(in_force: &str, previous: &str, trial: &str) -> [Option<String>; 3] {
+    [in_force, previous, trial].map(|d| Some(d.to_owned()).filter(|d| !d.is_empty()))
+}
+
+#[test]
+fn a_revision_goes_live_in_steps() {
+    let api = Api::start().with_tenant();
+    let slot = json!({"slot": "routing/acme"});
+    let upload = |name: &str, more: Value| {
+        let mut body = json!({"component": component(name), "slot": "routing/acme"});
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        api.post("/policies", body)
+    };
+    assert_eq!(upload("a", json!({"inactive": true})).0, 201);
+    assert_eq!(state(&api), three("", "", ""));
+    let (_, shown) = upload("a", json!({"shadow": true}));
+    assert_eq!(shown["on_trial_in"], json!(["routing/acme"]));
+    assert_eq!(state(&api), three("", "", "a"));
+    assert_eq!(api.post("/slots/promote", slot.clone()).0, 200);
+    assert_eq!(state(&api), three("a", "", ""));
+    assert_eq!(
+        api.refused(api.post("/slots/promote", slot.clone())),
+        triple(409, "conflict", "")
+    );
+    let (_, shown) = upload("b", json!({"canary": 5}));
+    assert_eq!(shown["active_in"], json!([]));
+    assert_eq!(state(&api), three("a", "", "b"));
+    let more = json!({"slot": "routing/acme", "percent": 50});
+    let (status, step) = api.post("/slots/canary", more);
+    assert_eq!((status, &step["permille"]), (200, &json!(500)));
+    assert_eq!(step["by"], json!("operator"));
+    // Withdrawn first, then back, then given up.
+    for left in [three("a", "", ""), three("", "", "")] {
+        assert_eq!(api.post("/slots/rollback", slot.clone()).0, 200);
+        assert_eq!(state(&api), left);
+    }
+    let (_, history) = api.get("/slots/history?slot=routing/acme");
+    let steps: Vec<&str> = history
+        .as_array()
+        .unwrap()
+        .iter()
+        .rev()
+        .map(|a| a["step"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        steps,
+        [
+            "shadow", "activate", "canary", "canary", "withdraw", "vacate"
+        ]
+    );
+}
+
+#[test]
+fn steps_that_make_no_sense_are_refused() {
+    let api = Api::start().with_tenant();
+    let upload = |more: Value| {
+        let mut body = json!({"component": component("a")});
+        body.as_object_mut()
+            .unwrap()
+            .extend(more.as_object().unwrap().clone());
+        api.refused(api.post("/policies", body))
+    };
+    for more in [
+        json!({"slot": "routing/acme", "shadow": true, "canary": 5}),
+        json!({"slot": "routing/acme", "inactive": true, "shadow": true}),
+        json!({"shadow": true}),
+    ] {
+        assert_eq!(
+            upload(more.clone()),
+            triple(422, "invalid", "slot"),
+            "{more}"
+        );
+    }
+    for percent in [0.0, 101.0] {
+        let more = json!({"slot": "routing/acme", "canary": percent});
+        assert_eq!(upload(more), triple(422, "invalid", "canary"));
+    }
+    let body = json!({"slot": "routing/acme", "percent": 5});
+    assert_eq!(
+        api.refused(api.post("/slots/canary", body)),
+        triple(409, "conflict", "")
+    );
+    use base64::Engine as _;
+    let shaper = base64::engine::general_purpose::STANDARD.encode("shaping-policy c");
+    let body = json!({"component": shaper, "slot": "shaping", "canary": 5});
+    assert_eq!(
+        api.refused(api.post("/policies", body)),
+        triple(422, "invalid", "slot")
+    );
+    let body = json!({"slot": "shaping", "digest": "cccccc"});
+    assert_eq!(
+        api.refused(api.post("/slots/rehearse", body)),
+        triple(422, "invalid", "slot")
+    );
+}
