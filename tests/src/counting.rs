@@ -4,13 +4,15 @@
 //! One thread and one buffer a connection; all commands of one read are answered by one write;
 //! content is searched for its end and thrown away.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use memchr::memmem::Finder;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// Totals over all connections.
 #[derive(Default)]
@@ -20,6 +22,15 @@ struct Totals {
     recipients: AtomicU64,
     bytes: AtomicU64,
     stop: AtomicBool,
+    recording: AtomicBool,
+    /// How often a numbered recipient has arrived.
+    numbers: Mutex<BTreeMap<u64, u32>>,
+}
+
+impl Totals {
+    fn numbers(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, u32>> {
+        self.numbers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What was counted.
@@ -40,8 +51,12 @@ pub struct CountingSink {
 }
 
 impl CountingSink {
-    /// Listens on the same free port of all these loopback addresses.
-    pub fn start(addresses: &[Ipv4Addr]) -> anyhow::Result<CountingSink> {
+    /// Listens on the same free port of all these loopback addresses; with `tls`, offers
+    /// STARTTLS.
+    pub fn start(
+        addresses: &[Ipv4Addr],
+        tls: Option<Arc<ServerConfig>>,
+    ) -> anyhow::Result<CountingSink> {
         let totals = Arc::new(Totals::default());
         let mut port = 0;
         let mut bound = Vec::new();
@@ -58,6 +73,7 @@ impl CountingSink {
             port = address.port();
             bound.push(address);
             let totals = totals.clone();
+            let tls = tls.clone();
             std::thread::spawn(move || {
                 for stream in listener.incoming() {
                     if totals.stop.load(Ordering::Relaxed) {
@@ -65,10 +81,11 @@ impl CountingSink {
                     }
                     if let Ok(stream) = stream {
                         let totals = totals.clone();
+                        let tls = tls.clone();
                         // Without a thread the connection is closed, which the peer sees.
                         let _ = std::thread::Builder::new()
                             .stack_size(128 * 1024)
-                            .spawn(move || serve(stream, &totals));
+                            .spawn(move || session(stream, tls, &totals));
                     }
                 }
             });
@@ -94,6 +111,16 @@ impl CountingSink {
             recipients: self.totals.recipients.load(Ordering::Relaxed),
             bytes: self.totals.bytes.load(Ordering::Relaxed),
         }
+    }
+
+    /// From now on, numbered recipients are told apart.
+    pub fn record(&mut self) {
+        self.totals.recording.store(true, Ordering::Relaxed);
+    }
+
+    /// How often each numbered recipient has arrived since [`CountingSink::record`].
+    pub fn recorded(&self) -> BTreeMap<u64, u32> {
+        self.totals.numbers().clone()
     }
 
     /// Waits until so many deliveries were counted, or none came for `patience`.
@@ -122,15 +149,28 @@ impl Drop for CountingSink {
 
 const EHLO: &[u8] =
     b"250-sink.test\r\n250-PIPELINING\r\n250-SIZE 52428800\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n";
+const EHLO_TLS: &[u8] = b"250-sink.test\r\n250-PIPELINING\r\n250-STARTTLS\r\n250 8BITMIME\r\n";
 
-fn serve(mut stream: TcpStream, totals: &Totals) -> Option<()> {
+fn session(mut stream: TcpStream, tls: Option<Arc<ServerConfig>>, totals: &Totals) -> Option<()> {
     totals.sessions.fetch_add(1, Ordering::Relaxed);
     stream.write_all(b"220 sink.test ESMTP\r\n").ok()?;
+    let ehlo = if tls.is_some() { EHLO_TLS } else { EHLO };
+    if !serve(&mut stream, ehlo, totals)? {
+        return None;
+    }
+    let session = ServerConnection::new(tls?).ok()?;
+    serve(&mut StreamOwned::new(session, stream), EHLO, totals).map(drop)
+}
+
+/// Serves until the end, or until TLS is to be started: then `true`.
+fn serve(stream: &mut (impl Read + Write), ehlo: &[u8], totals: &Totals) -> Option<bool> {
     let end_of_data = Finder::new(b"\r\n.\r\n");
     let mut buffer = vec![0u8; 64 * 1024];
     let (mut at, mut filled) = (0, 0);
     let mut in_data = false;
     let mut recipients = 0;
+    let recording = totals.recording.load(Ordering::Relaxed);
+    let mut numbers: Vec<u64> = Vec::new();
     let mut out: Vec<u8> = Vec::with_capacity(1024);
     loop {
         // Answer what is complete.
@@ -147,6 +187,9 @@ fn serve(mut stream: TcpStream, totals: &Totals) -> Option<()> {
                 totals.messages.fetch_add(1, Ordering::Relaxed);
                 totals.recipients.fetch_add(recipients, Ordering::Relaxed);
                 recipients = 0;
+                for number in numbers.drain(..) {
+                    *totals.numbers().entry(number).or_default() += 1;
+                }
                 out.extend_from_slice(b"250 2.0.0 ok\r\n");
                 continue;
             }
@@ -159,9 +202,16 @@ fn serve(mut stream: TcpStream, totals: &Totals) -> Option<()> {
             ];
             at += end + 1;
             match &verb {
-                b"EH" => out.extend_from_slice(EHLO),
+                b"EH" => out.extend_from_slice(ehlo),
+                b"ST" => {
+                    stream.write_all(b"220 2.0.0 go\r\n").ok()?;
+                    return Some(true);
+                }
                 b"RC" => {
                     recipients += 1;
+                    if recording {
+                        numbers.extend(number_of(&pending[..end]));
+                    }
                     out.extend_from_slice(b"250 2.1.5 ok\r\n");
                 }
                 b"DA" => {
@@ -172,10 +222,12 @@ fn serve(mut stream: TcpStream, totals: &Totals) -> Option<()> {
                 }
                 b"QU" => {
                     out.extend_from_slice(b"221 2.0.0 bye\r\n");
-                    return stream.write_all(&out).ok();
+                    stream.write_all(&out).ok()?;
+                    return Some(false);
                 }
                 b"RS" => {
                     recipients = 0;
+                    numbers.clear();
                     out.extend_from_slice(b"250 2.0.0 ok\r\n");
                 }
                 b"HE" | b"MA" | b"NO" => out.extend_from_slice(b"250 2.0.0 ok\r\n"),
@@ -201,6 +253,13 @@ fn serve(mut stream: TcpStream, totals: &Totals) -> Option<()> {
     }
 }
 
+/// The number before the first dot of a RCPT command's address.
+fn number_of(line: &[u8]) -> Option<u64> {
+    let address = line.split(|b| *b == b'<').nth(1)?;
+    let digits = address.split(|b| *b == b'.').next()?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,7 +267,7 @@ mod tests {
 
     #[test]
     fn counts_however_the_bytes_are_cut() {
-        let sink = CountingSink::start(&[Ipv4Addr::LOCALHOST]).unwrap();
+        let sink = CountingSink::start(&[Ipv4Addr::LOCALHOST], None).unwrap();
         let mut raw = Raw::connect(sink.addresses()[0]).unwrap();
         raw.expect(220).unwrap();
         let dialog = b"EHLO a\r\nMAIL FROM:<>\r\nRCPT TO:<a@b>\r\nRCPT TO:<b@b>\r\nDATA\r\n\

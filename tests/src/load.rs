@@ -5,12 +5,14 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 /// When to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,12 +26,17 @@ pub enum Until {
 pub struct Load {
     pub target: SocketAddr,
     pub login: Option<(String, String)>,
+    /// Connections begin with STARTTLS; the certificate is for this name. One configuration
+    /// resumes the sessions of all its connections.
+    pub tls: Option<(Arc<ClientConfig>, String)>,
     pub sessions: usize,
     /// Many messages on a connection; otherwise one.
     pub keep: bool,
     pub pipelining: bool,
     pub sender: String,
     pub recipients: Vec<String>,
+    /// Each message goes to addresses of its own: a number, a dot and the recipient as named.
+    pub numbered: bool,
     /// Of the message with its header, octets.
     pub size: usize,
     pub until: Until,
@@ -44,6 +51,8 @@ pub struct Outcome {
     pub failed: u64,
     pub first_failure: Option<String>,
     pub elapsed: Duration,
+    /// Of numbered messages, those answered with 250.
+    pub numbers: Vec<u64>,
     /// From the first octet of MAIL to the reply to the data, microseconds, ascending.
     pub latencies: Vec<u32>,
 }
@@ -85,12 +94,7 @@ impl Load {
     /// Runs to the end; failures are counted, and end their session.
     pub fn run(&self) -> Outcome {
         let content = self.content();
-        let mut envelope = vec![format!("MAIL FROM:<{}>\r\n", self.sender)];
-        envelope.extend(
-            self.recipients
-                .iter()
-                .map(|to| format!("RCPT TO:<{to}>\r\n")),
-        );
+        let envelope = self.envelope("");
         let tickets = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
         let started = Instant::now();
@@ -133,16 +137,27 @@ impl Load {
             total.failed += run.failed;
             total.first_failure = total.first_failure.or(run.first_failure);
             total.latencies.extend(run.latencies);
+            total.numbers.extend(run.numbers);
         }
         total.latencies.sort_unstable();
         total
     }
 
-    fn more(&self, tickets: &AtomicU64, stop: &AtomicBool) -> bool {
-        match self.until {
-            Until::Messages(number) => tickets.fetch_add(1, Ordering::Relaxed) < number,
+    fn envelope(&self, prefix: &str) -> Vec<String> {
+        let mut envelope = vec![format!("MAIL FROM:<{}>\r\n", self.sender)];
+        let recipients = self.recipients.iter();
+        envelope.extend(recipients.map(|to| format!("RCPT TO:<{prefix}{to}>\r\n")));
+        envelope
+    }
+
+    /// The number of the next message, if there is to be one.
+    fn next(&self, tickets: &AtomicU64, stop: &AtomicBool) -> Option<u64> {
+        let ticket = tickets.fetch_add(1, Ordering::Relaxed);
+        let goes_on = match self.until {
+            Until::Messages(number) => ticket < number,
             Until::Elapsed(_) => !stop.load(Ordering::Relaxed),
-        }
+        };
+        goes_on.then_some(ticket)
     }
 
     fn session(
@@ -155,7 +170,13 @@ impl Load {
     ) -> anyhow::Result<()> {
         let pipeline = envelope.concat() + "DATA\r\n";
         let mut kept: Option<Wire> = None;
-        while self.more(tickets, stop) {
+        let mut own: Vec<String>;
+        while let Some(number) = self.next(tickets, stop) {
+            let mut envelope = envelope;
+            if self.numbered {
+                own = self.envelope(&format!("{number}."));
+                envelope = &own;
+            }
             let mut wire = match kept.take() {
                 Some(wire) => wire,
                 None => self.open()?,
@@ -177,6 +198,9 @@ impl Load {
             wire.stream.write_all(content)?;
             wire.expect(b'2')?;
             outcome.accepted += 1;
+            if self.numbered {
+                outcome.numbers.push(number);
+            }
             outcome
                 .latencies
                 .push(u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX));
@@ -196,7 +220,7 @@ impl Load {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         let mut wire = Wire {
-            stream,
+            stream: Stream::Clear(stream),
             buffer: [0; 2048],
             at: 0,
             filled: 0,
@@ -204,6 +228,13 @@ impl Load {
         wire.expect(b'2')?;
         wire.stream.write_all(b"EHLO source.test\r\n")?;
         wire.expect(b'2')?;
+        if let Some((config, name)) = &self.tls {
+            wire.stream.write_all(b"STARTTLS\r\n")?;
+            wire.expect(b'2')?;
+            wire = wire.protected(config, name)?;
+            wire.stream.write_all(b"EHLO source.test\r\n")?;
+            wire.expect(b'2')?;
+        }
         if let Some((user, password)) = &self.login {
             let token = BASE64.encode(format!("\0{user}\0{password}"));
             wire.stream
@@ -214,15 +245,57 @@ impl Load {
     }
 }
 
+/// With or without TLS.
+enum Stream {
+    Clear(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        match self {
+            Stream::Clear(tcp) => tcp.read(buffer),
+            Stream::Tls(tls) => tls.read(buffer),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match self {
+            Stream::Clear(tcp) => tcp.write(bytes),
+            Stream::Tls(tls) => tls.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        match self {
+            Stream::Clear(tcp) => tcp.flush(),
+            Stream::Tls(tls) => tls.flush(),
+        }
+    }
+}
+
 /// A connection with a small read buffer of its own.
 struct Wire {
-    stream: TcpStream,
+    stream: Stream,
     buffer: [u8; 2048],
     at: usize,
     filled: usize,
 }
 
 impl Wire {
+    fn protected(self, config: &Arc<ClientConfig>, name: &str) -> anyhow::Result<Wire> {
+        let Stream::Clear(tcp) = self.stream else {
+            bail!("TLS is on already");
+        };
+        let session = ClientConnection::new(config.clone(), name.to_owned().try_into()?)?;
+        Ok(Wire {
+            stream: Stream::Tls(Box::new(StreamOwned::new(session, tcp))),
+            ..self
+        })
+    }
+
     /// Reads one reply, of any number of lines, and demands the class of its code.
     fn expect(&mut self, class: u8) -> anyhow::Result<()> {
         loop {
@@ -256,17 +329,30 @@ mod tests {
 
     #[test]
     fn everything_sent_is_counted_at_the_sink() {
-        let sink = CountingSink::start(&[std::net::Ipv4Addr::LOCALHOST]).unwrap();
-        for (keep, pipelining) in [(true, false), (false, false), (true, true)] {
+        let identity = crate::tls::Identity::new(&["sink.test"]).unwrap();
+        let trust = crate::tls::client_trusting(&identity.certificate_pem).unwrap();
+        let here = [std::net::Ipv4Addr::LOCALHOST];
+        let clear = CountingSink::start(&here, None).unwrap();
+        let protected = CountingSink::start(&here, Some(identity.server)).unwrap();
+        for (keep, pipelining, tls) in [
+            (true, false, false),
+            (false, false, false),
+            (true, true, false),
+            (true, false, true),
+            (false, false, true),
+        ] {
+            let sink = if tls { &protected } else { &clear };
             let before = sink.count();
             let load = Load {
                 target: sink.addresses()[0],
                 login: None,
+                tls: tls.then(|| (trust.clone(), "sink.test".to_owned())),
                 sessions: 3,
                 keep,
                 pipelining,
                 sender: "a@a.test".into(),
                 recipients: vec!["b@b.test".into(), "c@c.test".into()],
+                numbered: false,
                 size: 100_000,
                 until: Until::Messages(20),
             };
@@ -282,5 +368,27 @@ mod tests {
             let sessions = after.sessions - before.sessions;
             assert!(if keep { sessions <= 3 } else { sessions == 20 });
         }
+    }
+    #[test]
+    fn numbered_messages_are_told_apart_at_a_sink_that_records() {
+        let mut sink = CountingSink::start(&[std::net::Ipv4Addr::LOCALHOST], None).unwrap();
+        sink.record();
+        let load = Load {
+            target: sink.addresses()[0],
+            login: None,
+            tls: None,
+            sessions: 2,
+            keep: true,
+            pipelining: false,
+            sender: "a@a.test".into(),
+            recipients: vec!["b@b.test".into()],
+            numbered: true,
+            size: 1000,
+            until: Until::Messages(20),
+        };
+        let mut numbers = load.run().numbers;
+        numbers.sort_unstable();
+        assert_eq!(numbers, (0..20).collect::<Vec<u64>>());
+        assert_eq!(sink.recorded(), numbers.iter().map(|n| (*n, 1)).collect());
     }
 }

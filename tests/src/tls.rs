@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+pub use rustls::ClientConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{RootCertStore, ServerConfig};
 
 /// A self-signed certificate and its server configuration.
 #[derive(Clone)]
@@ -13,6 +14,7 @@ pub struct Identity {
     pub certificate_pem: String,
     /// Its public key, as a TLSA record may name it.
     pub key: Vec<u8>,
+    pub key_pem: String,
     pub server: Arc<ServerConfig>,
 }
 
@@ -33,6 +35,7 @@ impl Identity {
         Ok(Identity {
             certificate_pem: made.cert.pem(),
             key: rcgen::PublicKeyData::subject_public_key_info(&made.signing_key),
+            key_pem: made.signing_key.serialize_pem(),
             server: Arc::new(server),
         })
     }

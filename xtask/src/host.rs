@@ -87,6 +87,12 @@ pub fn install(packages: &[&str]) -> anyhow::Result<()> {
     .with_context(|| format!("install them by hand: apt-get install {list}"))
 }
 
+/// Where cargo builds.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| root().join("target"), |target| root().join(target))
+}
+
 /// Builds the gateway and gives its binary.
 pub fn build_gateway(release: bool) -> anyhow::Result<PathBuf> {
     let mut command = cargo();
@@ -95,9 +101,7 @@ pub fn build_gateway(release: bool) -> anyhow::Result<PathBuf> {
         command.arg("--release");
     }
     run(&mut command)?;
-    let target = std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| root().join("target"), |target| root().join(target));
-    let binary = target
+    let binary = target()
         .join(if release { "release" } else { "debug" })
         .join("tidegate");
     anyhow::ensure!(binary.is_file(), "{} was not built", binary.display());

@@ -37,7 +37,14 @@ enum Task {
 #[derive(Subcommand)]
 enum Bench {
     /// Relaying on loopback: rate, CPU, memory and latency, beside Postfix where installed.
-    Relay(bench::Arguments),
+    Relay(bench::relay::Arguments),
+    /// A queue of a million recipients for sites that do not answer: memory, what it costs other
+    /// mail, and how long a restart takes.
+    Backlog(bench::backlog::Arguments),
+    /// Instructions for each message on parts of the hot path, beside the committed baseline.
+    Instructions(bench::instructions::Arguments),
+    /// Runs the benchmarks and writes docs/benchmarks.md.
+    Report(bench::report::Arguments),
     /// Policies: CPU per decision beside Lua and a policy service, memory, and time to live.
     Policy(bench::policy::Arguments),
 }
@@ -48,7 +55,10 @@ fn main() -> ExitCode {
         Task::Test(arguments) => test::run(&arguments),
         Task::Kill(arguments) => kill::run(&arguments),
         Task::Plugins => plugins::build(&host::root()).map(drop),
-        Task::Bench(Bench::Relay(arguments)) => bench::run(&arguments),
+        Task::Bench(Bench::Relay(arguments)) => bench::relay::run(&arguments),
+        Task::Bench(Bench::Backlog(arguments)) => bench::backlog::run(&arguments),
+        Task::Bench(Bench::Instructions(arguments)) => bench::instructions::run(&arguments),
+        Task::Bench(Bench::Report(arguments)) => bench::report::run(&arguments),
         Task::Bench(Bench::Policy(arguments)) => bench::policy::run(&arguments),
     };
     match done {

@@ -1,0 +1,176 @@
+//! Medians of runs, as text for the terminal and for the report.
+
+use super::measure::Run;
+use super::relay::Relaying;
+use super::relays::Kind;
+use super::workload::Workload;
+
+pub fn median(mut values: Vec<f64>) -> f64 {
+    if values.is_empty() {
+        return f64::NAN;
+    }
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len().is_multiple_of(2) {
+        f64::midpoint(values[middle - 1], values[middle])
+    } else {
+        values[middle]
+    }
+}
+
+const COLUMNS: [&str; 10] = [
+    "relay",
+    "accepted/s",
+    "delivered/s",
+    "CPU us/delivery",
+    "PSS MiB",
+    "RSS MiB",
+    "p50 ms",
+    "p99 ms",
+    "syncs/message",
+    "sink sessions",
+];
+
+fn cells(run: &Run) -> [String; 10] {
+    let optional = |value: Option<f64>, digits: usize| {
+        value.map_or("-".to_owned(), |value| format!("{value:.digits$}"))
+    };
+    [
+        run.relay.name().to_owned(),
+        format!("{:.0}", run.accepted_per_s),
+        format!("{:.0}", run.delivered_per_s),
+        optional(run.cpu_us, 0),
+        optional(run.peak_pss_mib, 0),
+        optional(run.peak_rss_mib, 0),
+        format!("{:.2}", run.p50_ms),
+        format!("{:.2}", run.p99_ms),
+        optional(run.syncs_per_message, 2),
+        run.sink_sessions.to_string(),
+    ]
+}
+
+/// One run as a line, while others are still to come.
+pub fn line(run: &Run) -> String {
+    let mut text = format!("{:8}", run.workload.name());
+    for (cell, column) in cells(run).iter().zip(COLUMNS) {
+        let width = column.len().max(9);
+        text.push_str(&format!(" {cell:>width$}"));
+    }
+    text
+}
+
+pub fn head() -> String {
+    let mut text = format!("{:8}", "workload");
+    for column in COLUMNS {
+        text.push_str(&format!(" {column:>width$}", width = column.len().max(9)));
+    }
+    text
+}
+
+/// The medians of one relay at one workload over all rounds.
+pub fn middle(runs: &[Run], kind: Kind, workload: Workload) -> Option<Run> {
+    let these: Vec<&Run> = runs
+        .iter()
+        .filter(|run| run.relay == kind && run.workload == workload)
+        .collect();
+    let last = *these.last()?;
+    let of = |figure: fn(&Run) -> f64| median(these.iter().map(|run| figure(run)).collect());
+    let maybe = |figure: fn(&Run) -> Option<f64>| {
+        figure(last).map(|_| median(these.iter().filter_map(|run| figure(run)).collect()))
+    };
+    Some(Run {
+        accepted_per_s: of(|run| run.accepted_per_s),
+        delivered_per_s: of(|run| run.delivered_per_s),
+        cpu_us: maybe(|run| run.cpu_us),
+        peak_pss_mib: maybe(|run| run.peak_pss_mib),
+        peak_rss_mib: maybe(|run| run.peak_rss_mib),
+        p50_ms: of(|run| run.p50_ms),
+        p99_ms: of(|run| run.p99_ms),
+        ..last.clone()
+    })
+}
+
+/// How the gateway compares, a sentence for each peer, and with the disk.
+pub fn verdicts(figures: &Relaying, workload: Workload) -> Vec<String> {
+    let Some(ours) = middle(&figures.runs, Kind::Tidegate, workload) else {
+        return Vec::new();
+    };
+    let mut said = Vec::new();
+    for &kind in &figures.relays {
+        if matches!(kind, Kind::None | Kind::Tidegate) {
+            continue;
+        }
+        if let Some(theirs) = middle(&figures.runs, kind, workload) {
+            said.push(format!(
+                "tidegate / {}: {:.1} x delivered, {:.1} x less CPU",
+                kind.name(),
+                ours.delivered_per_s / theirs.delivered_per_s,
+                theirs.cpu_us.unwrap_or(f64::NAN) / ours.cpu_us.unwrap_or(f64::NAN),
+            ));
+        }
+    }
+    said.push(format!(
+        "tidegate's p99 to the 250 / p99 of a bare fdatasync ({:.2} ms): {:.1} x",
+        figures.sync_p99_ms,
+        ours.p99_ms / figures.sync_p99_ms
+    ));
+    said
+}
+
+pub fn print(figures: &Relaying) {
+    println!(
+        "\nmedians of {} rounds, {} sessions, loopback, {}; every accepted message was counted at the sink",
+        figures.rounds, figures.sessions, figures.file_system
+    );
+    println!("{}", head());
+    for &workload in &figures.workloads {
+        for &kind in &figures.relays {
+            if let Some(run) = middle(&figures.runs, kind, workload) {
+                println!("{}", line(&run));
+            }
+        }
+        for said in verdicts(figures, workload) {
+            println!("{:8} {said}", "");
+        }
+    }
+}
+
+/// The same as Markdown.
+pub fn markdown(figures: &Relaying) -> String {
+    let accepted: Vec<String> = figures
+        .relays
+        .iter()
+        .filter_map(|kind| {
+            let most = figures.runs.iter().filter(|run| run.relay == *kind);
+            let most = most.map(|run| run.accepted).max()?;
+            Some(format!("{} {most}", kind.name()))
+        })
+        .collect();
+    let mut text = format!(
+        "\nQueues on {}; {} rounds, {} sessions; messages in each run: {}.\n",
+        figures.file_system,
+        figures.rounds,
+        figures.sessions,
+        accepted.join(", ")
+    );
+    for &workload in &figures.workloads {
+        text.push_str(&format!(
+            "\n### {}\n\n| {} |\n|",
+            workload.title(),
+            COLUMNS.join(" | ")
+        ));
+        text.push_str("---|");
+        text.push_str(&"---:|".repeat(COLUMNS.len() - 1));
+        text.push('\n');
+        for &kind in &figures.relays {
+            if let Some(run) = middle(&figures.runs, kind, workload) {
+                text.push_str(&format!("| {} |\n", cells(&run).join(" | ")));
+            }
+        }
+        text.push('\n');
+        for said in verdicts(figures, workload) {
+            text.push_str(&format!("- {said}\n"));
+        }
+    }
+    text
+}
