@@ -314,7 +314,7 @@ fn write_queue(
         let _ = writeln!(
             script.sql,
             "INSERT INTO message (id, content, size, accepted_at, tenant, data)
-             SELECT value->>0, {}, value->>1, value->>2, {}, {} FROM json_each(${n});",
+             SELECT value->>0, {}, value->>1, value->>2, {}, {} FROM jsonb_each(${n});",
             text(3),
             text(5),
             text(7)
@@ -331,7 +331,7 @@ fn write_queue(
         let n = script.param(Param::Text(promises.finish()));
         let _ = writeln!(
             script.sql,
-            "INSERT INTO promise (id, body) SELECT value->>0, {} FROM json_each(${n});",
+            "INSERT INTO promise (id, body) SELECT value->>0, {} FROM jsonb_each(${n});",
             text(1)
         );
     }
@@ -343,7 +343,7 @@ fn write_queue(
                  accepted_at, expires_at, owes, delay_reported, last, tenant, domain)
              SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5,
                  value->>6, value->>7, value->>8, value->>9, value->>10, {}, {}, {}
-             FROM json_each(${n});",
+             FROM jsonb_each(${n});",
             text(11),
             text(13),
             text(15)
@@ -360,7 +360,7 @@ fn write_changes(script: &mut Script, updates: Table, removals: Table, touched: 
                  expires_at = c.c8, owes = c.c9, delay_reported = c.c10, last = c.last
              FROM (SELECT value->>0 AS c0, value->>1 AS c1, value->>4 AS c4, value->>5 AS c5,
                  value->>6 AS c6, value->>7 AS c7, value->>8 AS c8, value->>9 AS c9,
-                 value->>10 AS c10, {} AS last FROM json_each(${n})) AS c
+                 value->>10 AS c10, {} AS last FROM jsonb_each(${n})) AS c
              WHERE recipient.message = c.c0 AND recipient.idx = c.c1;
              SELECT 1, changes(), '';",
             text(11)
@@ -371,7 +371,7 @@ fn write_changes(script: &mut Script, updates: Table, removals: Table, touched: 
         let _ = writeln!(
             script.sql,
             "DELETE FROM recipient WHERE (message, idx) IN
-                 (SELECT value->>0, value->>1 FROM json_each(${n}));
+                 (SELECT value->>0, value->>1 FROM jsonb_each(${n}));
              SELECT 2, changes(), '';"
         );
         touched.sort_unstable();
@@ -387,7 +387,7 @@ fn write_changes(script: &mut Script, updates: Table, removals: Table, touched: 
         let n = script.param(Param::Text(list));
         let _ = writeln!(
             script.sql,
-            "DELETE FROM message WHERE id IN (SELECT value FROM json_each(${n}))
+            "DELETE FROM message WHERE id IN (SELECT value FROM jsonb_each(${n}))
                  AND NOT EXISTS (SELECT 1 FROM recipient WHERE recipient.message = message.id)
              RETURNING 3, 1, content;"
         );
@@ -402,7 +402,7 @@ fn write_day(script: &mut Script, day: u32, tables: DayTables) {
             "INSERT OR IGNORE INTO mail_{day} (id, accepted_at, size, tenant, sender,
                  message_id, record, subject, recipients)
              SELECT value->>0, value->>1, value->>2, {}, {}, {}, {}, {}, {}
-             FROM json_each(${n});",
+             FROM jsonb_each(${n});",
             text(3),
             text(5),
             text(7),
@@ -416,7 +416,7 @@ fn write_day(script: &mut Script, day: u32, tables: DayTables) {
         let _ = writeln!(
             script.sql,
             "INSERT OR IGNORE INTO find_{day} (term, message)
-             SELECT value->>0, value->>1 FROM json_each(${n});"
+             SELECT value->>0, value->>1 FROM jsonb_each(${n});"
         );
     }
     if let Some(events) = tables.events {
@@ -425,7 +425,7 @@ fn write_day(script: &mut Script, day: u32, tables: DayTables) {
             script.sql,
             "INSERT INTO event_{day} (seq, at, message, idx, kind, detail)
              SELECT value->>0, value->>1, value->>2, value->>3, value->>4, {}
-             FROM json_each(${n});",
+             FROM jsonb_each(${n});",
             text(5)
         );
     }
