@@ -7,14 +7,14 @@
 use std::future::Future;
 use std::hash::{Hash, Hasher};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 use wasmtime::{
-    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
-    RegallocAlgorithm, Store, StoreLimits, StoreLimitsBuilder, Trap, UpdateDeadline,
+    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Store,
+    StoreLimits, StoreLimitsBuilder, Trap, UpdateDeadline,
 };
 
 use crate::answer::tidy;
@@ -68,8 +68,6 @@ struct Inner {
     started: Instant,
     /// Counts the instructions of each call.
     metered: bool,
-    /// Compiles what runs once.
-    draft: OnceLock<PolicyEngine>,
 }
 
 /// A revision loaded into an engine, ready for calls.
@@ -181,13 +179,6 @@ fn config(slots: u32, core_instances: u32) -> Config {
     config
 }
 
-/// Little time for compiling, more for running.
-fn quick(config: &mut Config) {
-    config
-        .cranelift_opt_level(OptLevel::None)
-        .cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
-}
-
 impl PolicyEngine {
     /// The engine of a gateway: runs revisions.
     pub fn new() -> Result<Self, LoadError> {
@@ -200,23 +191,10 @@ impl PolicyEngine {
         Self::with(config(PREPARING_SLOTS, limits::CORE_INSTANCES + 1), false)
     }
 
-    /// For `init`, which runs once: its code is compiled in half the time and thrown away.
-    pub(crate) fn draft(&self) -> Result<&PolicyEngine, LoadError> {
-        if let Some(draft) = self.inner.draft.get() {
-            return Ok(draft);
-        }
-        let mut config = config(PREPARING_SLOTS, limits::CORE_INSTANCES + 1);
-        quick(&mut config);
-        let draft = Self::with(config, false)?;
-        Ok(self.inner.draft.get_or_init(|| draft))
-    }
-
     /// For the tester: counts instructions, which are the same on every machine. Calls take
     /// about a quarter longer, so times are measured with another.
     pub(crate) fn for_counting() -> Result<Self, LoadError> {
         let mut config = config(PREPARING_SLOTS, limits::CORE_INSTANCES + 1);
-        // What is counted are the instructions of the module, however they are compiled.
-        quick(&mut config);
         config.consume_fuel(true);
         Self::with(config, true)
     }
@@ -235,7 +213,6 @@ impl PolicyEngine {
                 ticker,
                 started: Instant::now(),
                 metered,
-                draft: OnceLock::new(),
             }),
         })
     }
