@@ -286,7 +286,8 @@ fn a_canary_whose_mail_bounces_is_taken_back() {
         tidegate_tests::sink::Stage::Rcpt,
         "550 5.7.1 not from this address",
     );
-    let relay = world.destination("relay.test", refuses).address();
+    let refusing = world.destination("relay.test", refuses);
+    let relay = refusing.address();
     let (host, port) = (relay.ip().to_string(), relay.port().to_string());
     let words = ["relay", "add", "other", "--host", &host, "--port", &port];
     world
