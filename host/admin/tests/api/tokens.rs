@@ -183,7 +183,14 @@ fn routes() -> Vec<(&'static str, &'static str, Value, u16, u16, u16)> {
         ("GET", "/tenants/acme", none.clone(), 403, 403, 200),
         ("PATCH", "/tenants/acme", json!({}), 403, 403, 200),
         ("GET", "/tenants/acme/wording", none.clone(), 403, 403, 200),
-        ("PUT", "/tenants/acme/wording", json!([]), 403, 403, 400),
+        (
+            "PUT",
+            "/tenants/acme/wording",
+            json!({"no": 1}),
+            403,
+            403,
+            400,
+        ),
         (
             "DELETE",
             "/tenants/acme/wording",
@@ -195,7 +202,7 @@ fn routes() -> Vec<(&'static str, &'static str, Value, u16, u16, u16)> {
         (
             "POST",
             "/tenants/acme/wording/preview",
-            json!([]),
+            json!({"no": 1}),
             403,
             403,
             400,
