@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidegate_mail::{Event, EventKind, MessageId, Notify, Timestamp, dsn};
 use tidegate_queue::route::{Action, Managed, Question, Routing};
-use tidegate_queue::shape::{LanePlan, LaneState, Limits, Plan};
+use tidegate_queue::shape::{LanePlan, LaneState, Limits, Plan, ReplyRule};
 use tidegate_queue::*;
 
 use crate::scenario::{Mail, START, Scenario};
@@ -19,6 +19,8 @@ pub const SENDER: &str = "crm@acme.test";
 pub struct Steady {
     pub managed: Managed,
     pub limits: Limits,
+    /// Replies that are limits in truth.
+    pub temporary: Vec<ReplyRule>,
 }
 
 impl Policy for Steady {
@@ -44,6 +46,7 @@ impl Policy for Steady {
             lanes: vec![plan; lanes.len()],
             state,
             policy: None,
+            temporary: self.temporary.clone(),
         })))
     }
 

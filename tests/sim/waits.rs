@@ -66,6 +66,7 @@ fn shaped(limits: Limits) -> Steady {
             ttl: 24 * 3600,
             ..limits
         },
+        temporary: Vec::new(),
     }
 }
 
@@ -343,6 +344,39 @@ async fn a_plan_may_give_another_schedule() {
         assert!((0.9..1.1001).contains(&(wait / planned)), "{k}: {wait} s");
     }
     assert!(at.len() > 35, "{} attempts", at.len());
+}
+
+#[tokio::test]
+async fn a_refusal_that_a_policy_knows_for_a_limit_is_retried_and_the_log_has_both() {
+    let mut policy = shaped(Limits::default());
+    policy.temporary = vec![tidegate_queue::shape::ReplyRule {
+        text: Some("rate limit".to_owned()),
+        ..Default::default()
+    }];
+    let scenario = Scenario::with(Settings::default(), Arc::new(policy)).await;
+    scenario.world.set("x.test", Manner::Limits(2));
+    let (id, _) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    // A refusal of the address itself stays one.
+    scenario.world.set("y.test", Manner::Refuse);
+    let (refused, _) = scenario.submit(mail(&[("b@y.test", Notify::Never)])).await;
+    scenario.pass(HOUR).await;
+    assert_eq!(scenario.world.delivered().len(), 1);
+    assert!(notices(&scenario).is_empty());
+    let log = events(&scenario, id).await;
+    let steps: Vec<_> = log.iter().filter(|e| e.detail.verdict.is_some()).collect();
+    assert_eq!(steps.len(), 3);
+    for step in &steps[..2] {
+        assert_eq!(step.kind, EventKind::Deferred);
+        assert_eq!(step.detail.code, Some(550), "the reply as it was");
+        let text = step.detail.text.as_deref().expect("a text");
+        assert!(text.contains("550 5.7.1 Rate limit exceeded"), "{text}");
+        assert_eq!(step.detail.verdict, Some(tidegate_mail::Verdict::Temporary));
+        let taken = ("taken as".to_owned(), "temporary".to_owned());
+        assert!(step.detail.facts.contains(&taken));
+    }
+    assert_eq!(steps[2].kind, EventKind::Delivered);
+    let log = events(&scenario, refused).await;
+    assert!(log.iter().any(|e| e.kind == EventKind::Bounced));
 }
 
 #[tokio::test]

@@ -26,6 +26,8 @@ pub enum Manner {
     Later(u32),
     /// 550 to RCPT.
     Refuse,
+    /// 550 5.7.1 to a recipient's first n attempts, which speaks of a rate.
+    Limits(u32),
     /// The same, but for recipients of this local part.
     TakesOnly(&'static str),
     /// Says nothing, ever.
@@ -244,6 +246,9 @@ impl Transport for World {
                     Manner::TakesOnly(who) if address.split('@').next() != Some(who) => {
                         Outcome::from_reply(Stage::Rcpt, reply(550, 1, 1, "no such user"))
                     }
+                    Manner::Limits(n) if earlier < n => {
+                        Outcome::from_reply(Stage::Rcpt, reply(550, 7, 1, "Rate limit exceeded"))
+                    }
                     Manner::Greylist(n) if earlier < n => {
                         Outcome::from_reply(Stage::Rcpt, reply(450, 7, 1, "greylisted"))
                     }
@@ -352,6 +357,7 @@ impl Policy for ByName {
                 .collect(),
             state,
             policy: None,
+            temporary: Vec::new(),
         })))
     }
 

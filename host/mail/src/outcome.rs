@@ -286,6 +286,24 @@ impl Outcome {
         }
     }
 
+    /// A permanent reply taken as temporary, because a shaping policy knows it to be a limit in
+    /// truth. The reply stays as it was given; `status` is of class 4, as a delay is reported.
+    #[must_use]
+    pub fn as_temporary(mut self) -> Self {
+        self.verdict = Verdict::Temporary;
+        self.status = Enhanced::new(4, self.status.subject, self.status.detail);
+        self
+    }
+
+    /// Whether the verdict is another than the one that the reply's basic code has.
+    pub fn is_reclassified(&self) -> bool {
+        self.verdict == Verdict::Temporary
+            && self
+                .reply
+                .as_ref()
+                .is_some_and(|r| (500..600).contains(&r.code))
+    }
+
     pub fn withdrawn() -> Self {
         Outcome {
             verdict: Verdict::Withdrawn,

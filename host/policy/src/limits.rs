@@ -94,6 +94,8 @@ pub const RETRY_STEPS: usize = 64;
 pub const PAUSE_SECS: u64 = 7 * 24 * 3600;
 pub const TTL_SECS: u32 = 24 * 3600;
 pub const TRIGGER_CODES: usize = 32;
+pub const REPLY_RULES: usize = 64;
+pub const REPLY_TEXT: usize = 200;
 
 pub const EVENTS: usize = 512;
 pub const PAYLOADS: usize = 64;

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use support::*;
-use tidegate_mail::TrafficClass;
+use tidegate_mail::{Enhanced, Outcome, Reply, Stage, TrafficClass, Verdict};
 use tidegate_policy::{PolicyHost, Refused};
-use tidegate_queue::shape::{LaneKey, LanePlan, LaneState, Rate, ReplyCount, Window};
+use tidegate_queue::shape::{LaneKey, LanePlan, LaneState, Rate, ReplyCount, ReplyRules, Window};
 use tidegate_queue::{Policy, PolicyFault};
 
 fn lane(site: &str) -> LaneState {
@@ -218,6 +218,11 @@ fn a_bad_configuration_names_the_key() {
         ),
         (r#"{"back_off":{"factor":2}}"#, "back_off.factor"),
         (r#"{"pause":[{"minutes":5}]}"#, "pause[0]"),
+        (r#"{"temporary":[{"code":550}]}"#, "temporary[0]"),
+        (
+            r#"{"temporary":[{"code":450,"text":"x"}]}"#,
+            "temporary[0].code",
+        ),
         (r#"{"colour":1}"#, "colour"),
     ] {
         match try_prepare(&plugin("shaping-default"), config) {
@@ -225,4 +230,44 @@ fn a_bad_configuration_names_the_key() {
             other => panic!("{config}: {other:?}"),
         }
     }
+}
+
+#[tokio::test]
+async fn replies_that_are_limits_in_truth_come_with_the_plan() {
+    let host = host();
+    let config = r#"{ "temporary": [
+        { "code": 550, "text": "Rate Limit", "site": "*.big.test" },
+        { "enhanced": "5.7.28" }
+    ] }"#;
+    host.activate("shaping", &prepared("shaping-default", config))
+        .unwrap();
+    let plan = host
+        .plan(NOW, Bytes::new(), vec![lane("mx.big.test")])
+        .await
+        .unwrap();
+    let rules = ReplyRules {
+        rules: plan.temporary,
+        policy: plan.policy,
+    };
+    assert_eq!(rules.rules.len(), 2);
+    let read = |site: &str, enhanced: Enhanced, text: &str| {
+        let outcome = Outcome::from_reply(Stage::Rcpt, Reply::new(550, enhanced, text));
+        rules.read(site, outcome).verdict
+    };
+    let status = Enhanced::new(5, 7, 1);
+    assert_eq!(
+        read("mx.big.test", status, "rate limit hit"),
+        Verdict::Temporary
+    );
+    assert_eq!(
+        read("mx.test", status, "rate limit hit"),
+        Verdict::Permanent
+    );
+    let status = Enhanced::new(5, 7, 28);
+    assert_eq!(read("mx.test", status, "flooding"), Verdict::Temporary);
+    let status = Enhanced::new(5, 1, 1);
+    assert_eq!(
+        read("mx.big.test", status, "rate limit hit"),
+        Verdict::Permanent
+    );
 }

@@ -27,7 +27,7 @@ use slab::Slab;
 use tidegate_mail::{MessageId, Outcome, RecipientId, Timestamp, TrafficClass, Verdict};
 
 use crate::ports::Destination;
-use crate::shape::{LaneKey, Limits, Measure, WaitReason};
+use crate::shape::{LaneKey, Limits, Measure, ReplyRules, WaitReason};
 use lane::Lane;
 use ring::Ring;
 
@@ -117,6 +117,8 @@ pub struct Work {
     pub messages_per_connection: u16,
     /// The plan's intervals in seconds; empty: the host's schedule.
     pub retry_after: Arc<[u32]>,
+    /// Of a shaped lane: the replies that are limits in truth.
+    pub temporary: Option<Arc<ReplyRules>>,
 }
 
 /// What the engine is to do next.
@@ -213,6 +215,8 @@ pub struct Scheduler {
     /// Transactional, bulk.
     rings: [Ring; 2],
     measures: Vec<Measure>,
+    /// The rules of the last plan; none: there are none.
+    temporary: Option<Arc<ReplyRules>>,
     in_flight: usize,
     stamp: u32,
     /// The instant the engine sleeps until, and whether something earlier turned up since.
@@ -236,6 +240,7 @@ impl Scheduler {
             tenants: HashMap::new(),
             rings: [Ring::default(), Ring::default()],
             measures: Vec::new(),
+            temporary: None,
             in_flight: 0,
             stamp: 0,
             armed: Timestamp::FAR_FUTURE,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use tidegate_mail::{Timestamp, TrafficClass};
+use tidegate_mail::{Outcome, Timestamp, TrafficClass, Verdict};
 
 /// Tenant, class, relay, site and the policy's own sub-queue.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -114,6 +114,71 @@ pub struct Plan {
     pub state: Bytes,
     /// Hex digest of the revision that planned.
     pub policy: Option<String>,
+    /// Permanent replies that are limits in truth; at most 64.
+    pub temporary: Vec<ReplyRule>,
+}
+
+/// A permanent reply that a shaping policy takes for a limit. All parts given must match.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplyRule {
+    pub code: Option<u16>,
+    pub enhanced: Option<String>,
+    /// Part of the text, lower case.
+    pub text: Option<String>,
+    /// A site's name or, behind a leading `*`, its end.
+    pub site: Option<String>,
+}
+
+impl ReplyRule {
+    fn matches(&self, site: &str, code: u16, enhanced: &str, text: &str) -> bool {
+        // A bare code would make every refusal of that kind temporary.
+        (self.enhanced.is_some() || self.text.is_some())
+            && self.code.is_none_or(|c| c == code)
+            && self.enhanced.as_deref().is_none_or(|e| e == enhanced)
+            && self.text.as_deref().is_none_or(|t| text.contains(t))
+            && self
+                .site
+                .as_deref()
+                .is_none_or(|s| match s.strip_prefix('*') {
+                    Some(end) => site.ends_with(end),
+                    None => site == s,
+                })
+    }
+}
+
+/// The rules in force, and the revision they are of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ReplyRules {
+    pub rules: Vec<ReplyRule>,
+    /// Hex digest.
+    pub policy: Option<String>,
+}
+
+impl ReplyRules {
+    /// The outcome as the rules have it. Only a reply that a server gave is looked at, and one
+    /// about the address itself (5.1.z) stays permanent whatever a policy says.
+    pub fn read(&self, site: &str, outcome: Outcome) -> Outcome {
+        let Some(reply) = &outcome.reply else {
+            return outcome;
+        };
+        if outcome.verdict != Verdict::Permanent
+            || outcome.fault.is_some()
+            || outcome.status.subject == 1
+        {
+            return outcome;
+        }
+        let enhanced = reply.enhanced.map(|e| e.to_string()).unwrap_or_default();
+        let text = reply.text.to_lowercase();
+        let limit = self
+            .rules
+            .iter()
+            .any(|rule| rule.matches(site, reply.code, &enhanced, &text));
+        if limit {
+            outcome.as_temporary()
+        } else {
+            outcome
+        }
+    }
 }
 
 /// A measure in force on part of the traffic: visible, with a cause, and cancellable.
@@ -164,4 +229,93 @@ pub enum WaitReason {
     RelayDown,
     Dns,
     Lease,
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_mail::{Enhanced, Fault, Reply, Stage};
+
+    use super::*;
+
+    fn rule(text: Option<&str>) -> ReplyRule {
+        ReplyRule {
+            text: text.map(str::to_owned),
+            ..ReplyRule::default()
+        }
+    }
+
+    fn verdict(rule: ReplyRule, site: &str, outcome: Outcome) -> Verdict {
+        let rules = ReplyRules {
+            rules: vec![rule],
+            policy: None,
+        };
+        rules.read(site, outcome).verdict
+    }
+
+    fn said(code: u16, enhanced: (u8, u16, u16), text: &str) -> Outcome {
+        let enhanced = Enhanced::new(enhanced.0, enhanced.1, enhanced.2);
+        Outcome::from_reply(Stage::Rcpt, Reply::new(code, enhanced, text))
+    }
+
+    #[test]
+    fn a_limit_in_truth_is_temporary_and_its_reply_stays() {
+        let rules = ReplyRules {
+            rules: vec![rule(Some("rate limit"))],
+            policy: None,
+        };
+        let read = rules.read("mx.test", said(550, (5, 7, 1), "Rate Limit exceeded"));
+        assert_eq!(read.verdict, Verdict::Temporary);
+        assert!(read.is_reclassified());
+        assert_eq!(read.status.to_string(), "4.7.1");
+        assert_eq!(read.text(), "550 5.7.1 Rate Limit exceeded");
+    }
+
+    #[test]
+    fn every_part_of_a_rule_must_match() {
+        let full = ReplyRule {
+            code: Some(554),
+            enhanced: Some("5.7.1".to_owned()),
+            text: Some("too many".to_owned()),
+            site: Some("*.big.test".to_owned()),
+        };
+        let reply = || said(554, (5, 7, 1), "Too many messages");
+        assert_eq!(
+            verdict(full.clone(), "mx.big.test", reply()),
+            Verdict::Temporary
+        );
+        assert_eq!(
+            verdict(full.clone(), "mx.small.test", reply()),
+            Verdict::Permanent
+        );
+        for other in [
+            said(550, (5, 7, 1), "too many messages"),
+            said(554, (5, 7, 0), "too many messages"),
+            said(554, (5, 7, 1), "spam"),
+        ] {
+            assert_eq!(
+                verdict(full.clone(), "mx.big.test", other),
+                Verdict::Permanent
+            );
+        }
+    }
+
+    #[test]
+    fn what_no_policy_may_change_stays() {
+        // An address that does not exist, a finding of our own, a rule of a code alone.
+        let unknown = said(550, (5, 1, 1), "rate limit");
+        assert_eq!(
+            verdict(rule(Some("rate")), "x", unknown),
+            Verdict::Permanent
+        );
+        let ours = Outcome::from_fault(Stage::Connect, Fault::TooLarge);
+        assert_eq!(verdict(rule(Some("")), "x", ours), Verdict::Permanent);
+        let code = ReplyRule {
+            code: Some(550),
+            ..ReplyRule::default()
+        };
+        let refused = said(550, (5, 7, 1), "no");
+        assert_eq!(verdict(code, "x", refused), Verdict::Permanent);
+        let taken = said(250, (2, 0, 0), "rate limit");
+        assert_eq!(verdict(rule(Some("rate")), "x", taken), Verdict::Delivered);
+    }
 }

@@ -3,7 +3,7 @@
 #[doc(hidden)]
 pub mod wit {
     wit_bindgen::generate!({
-        world: "shaping-policy",
+        world: "shaping-policy-with-replies",
         path: "../../wit/tidegate-policy-1.0.0",
         pub_export_macro: true,
         default_bindings_module: "tidegate_guest::shaping::wit",
@@ -11,6 +11,7 @@ pub mod wit {
     });
 }
 
+pub use wit::exports::tidegate::policy::replies::Rule as ReplyRule;
 pub use wit::exports::tidegate::policy::setup::Descriptor;
 pub use wit::exports::tidegate::policy::shaping::{
     LaneKey, LanePlan, LaneState, Limits, Plan, Rate, ReplyCount, Trigger, Window,
@@ -25,6 +26,11 @@ pub trait Policy: Sized + Send + Sync + 'static {
 
     /// Plans up to 256 lanes, within 50 ms.
     fn plan(&self, now: Millis, state: &[u8], lanes: Vec<LaneState>) -> Result<Plan, PolicyError>;
+
+    /// Permanent replies that are limits in truth, asked for after each `plan`; at most 64.
+    fn temporary_replies(&self) -> Vec<ReplyRule> {
+        Vec::new()
+    }
 }
 
 impl Descriptor {
@@ -135,6 +141,15 @@ macro_rules! shaping_policy {
                             "init was not called".to_owned(),
                         )),
                     }
+                }
+            }
+
+            impl $crate::shaping::wit::exports::tidegate::policy::replies::Guest for Exported {
+                fn temporary() -> Vec<$crate::shaping::ReplyRule> {
+                    POLICY
+                        .get()
+                        .map($crate::shaping::Policy::temporary_replies)
+                        .unwrap_or_default()
                 }
             }
 

@@ -9,9 +9,13 @@
 //!       "warm_up": { "start": "50/day", "double_every_days": 1 } }
 //!   ],
 //!   "back_off": { "deferred_per_mille": 100, "min_attempts": 20, "factor": 0.5, "recover_per_mille": 50 },
-//!   "pause": [ { "text": "blocked", "minutes": 60 }, { "code": 421, "minutes": 5 } ]
+//!   "pause": [ { "text": "blocked", "minutes": 60 }, { "code": 421, "minutes": 5 } ],
+//!   "temporary": [ { "code": 550, "text": "rate limit exceeded", "site": "*.example.net" } ]
 //! }
 //! ```
+//!
+//! `temporary` names permanent replies that are limits in truth: such a recipient is retried as
+//! after a 4xx. A rule needs a `text` or an `enhanced` code; `code` and `site` narrow it.
 //!
 //! The first entry of `sites` whose pattern (`*` stands for any run of characters), class, tenant
 //! and relay match gives the lane's ceiling; a lane that none matches gets the host's defaults.
@@ -38,6 +42,23 @@ struct Config {
     sites: Option<Vec<SiteConfig>>,
     back_off: BackOff,
     pause: Option<Vec<PauseConfig>>,
+    temporary: Vec<TemporaryConfig>,
+}
+
+/// A permanent reply that is a limit in truth.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TemporaryConfig {
+    #[serde(default)]
+    code: Option<u16>,
+    #[serde(default)]
+    enhanced: Option<String>,
+    /// Part of the reply text, without case.
+    #[serde(default)]
+    text: Option<String>,
+    /// Name of the site or, behind a leading `*`, its end.
+    #[serde(default)]
+    site: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -147,6 +168,7 @@ struct Pause {
 }
 
 struct Shaper {
+    temporary: Vec<ReplyRule>,
     sites: Vec<Site>,
     back_off: BackOff,
     pauses: Vec<Pause>,
@@ -317,8 +339,29 @@ impl Policy for Shaper {
         wake_codes.sort_unstable();
         wake_codes.dedup();
         wake_codes.truncate(32);
+        let mut temporary = Vec::with_capacity(config.temporary.len());
+        for (n, rule) in config.temporary.into_iter().enumerate() {
+            if rule.enhanced.is_none() && rule.text.as_deref().is_none_or(str::is_empty) {
+                return Err(format!(
+                    "temporary[{n}]: give a \"text\" or an \"enhanced\" code of the reply"
+                ));
+            }
+            if rule.code.is_some_and(|code| !(500..600).contains(&code)) {
+                return Err(format!("temporary[{n}].code: 500 to 599"));
+            }
+            temporary.push(ReplyRule {
+                code: rule.code,
+                enhanced: rule.enhanced,
+                text: rule.text,
+                site: rule.site,
+            });
+        }
+        if temporary.len() > 64 {
+            return Err("temporary: at most 64 rules".to_owned());
+        }
         Ok((
             Shaper {
+                temporary,
                 sites: checked,
                 back_off: config.back_off,
                 pauses,
@@ -349,6 +392,10 @@ impl Policy for Shaper {
             state: serde_json::to_vec(&memory)
                 .map_err(|e| PolicyError::Broken(format!("state: {e}")))?,
         })
+    }
+
+    fn temporary_replies(&self) -> Vec<ReplyRule> {
+        self.temporary.clone()
     }
 }
 

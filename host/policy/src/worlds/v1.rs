@@ -30,6 +30,7 @@ mod wit {
                 export tidegate:policy/setup@1.0.0;
                 export tidegate:policy/routing@1.0.0;
                 export tidegate:policy/shaping@1.0.0;
+                export tidegate:policy/replies@1.0.0;
                 export tidegate:policy/log-export@1.0.0;
             }
         ",
@@ -39,7 +40,7 @@ mod wit {
     });
 }
 
-use wit::exports::tidegate::policy::{log_export, routing, setup, shaping};
+use wit::exports::tidegate::policy::{log_export, replies, routing, setup, shaping};
 use wit::tidegate::policy::log;
 use wit::tidegate::policy::types::{PolicyError, ReplyParam, ReplyResult, TrafficClass as Class};
 
@@ -69,7 +70,8 @@ where
 /// Where the function of a revision's world is found.
 pub(crate) enum Guest {
     Routing(routing::GuestIndices),
-    Shaping(shaping::GuestIndices),
+    /// The second where the policy reads replies, too.
+    Shaping(shaping::GuestIndices, Option<replies::GuestIndices>),
     Export(log_export::GuestIndices),
 }
 
@@ -78,7 +80,12 @@ impl Guest {
         SetupIndices::new(pre)?;
         Ok(match world {
             World::RoutingPolicy => Guest::Routing(routing::GuestIndices::new(pre)?),
-            World::ShapingPolicy => Guest::Shaping(shaping::GuestIndices::new(pre)?),
+            World::ShapingPolicy => Guest::Shaping(
+                shaping::GuestIndices::new(pre)?,
+                exports_replies(pre)
+                    .then(|| replies::GuestIndices::new(pre))
+                    .transpose()?,
+            ),
             World::LogExporter => Guest::Export(log_export::GuestIndices::new(pre)?),
         })
     }
@@ -90,7 +97,13 @@ impl Guest {
     ) -> wasmtime::Result<()> {
         match self {
             Guest::Routing(guest) => guest.load(store.as_context_mut(), instance).map(drop),
-            Guest::Shaping(guest) => guest.load(store.as_context_mut(), instance).map(drop),
+            Guest::Shaping(guest, replies) => {
+                guest.load(store.as_context_mut(), instance)?;
+                match replies {
+                    Some(replies) => replies.load(store.as_context_mut(), instance).map(drop),
+                    None => Ok(()),
+                }
+            }
             Guest::Export(guest) => guest.load(store.as_context_mut(), instance).map(drop),
         }
     }
@@ -323,7 +336,7 @@ pub(crate) async fn plan(
     state: &[u8],
     lanes: &[LaneState],
 ) -> Result<shape::Plan, Failure> {
-    let Guest::Shaping(guest) = &active.guest else {
+    let Guest::Shaping(guest, replies) = &active.guest else {
         return Err(wrong_world(active));
     };
     struct Held<'a> {
@@ -396,12 +409,21 @@ pub(crate) async fn plan(
         .call(active, limits::SHAPING_MS, limits::ANSWER, async |store| {
             let instance = active.pre.instantiate_async(&mut *store).await?;
             let guest = guest.load(&mut *store, &instance)?;
-            guest
+            let plan = guest
                 .call_plan_lanes(&mut *store, millis(now), state, &states)
-                .await
+                .await?;
+            let rules = match replies {
+                Some(replies) => {
+                    let replies = replies.load(&mut *store, &instance)?;
+                    replies.call_temporary(&mut *store).await?
+                }
+                None => Vec::new(),
+            };
+            Ok((plan, rules))
         })
         .await;
-    let plan = result??;
+    let (plan, rules) = result?;
+    let plan = plan?;
     if plan.lanes.len() != lanes.len() {
         return Err(Failure::Invalid(format!(
             "{} plans for {} lanes",
@@ -424,6 +446,54 @@ pub(crate) async fn plan(
             .collect(),
         state: Bytes::from(plan.state),
         policy: Some(active.digest.to_string()),
+        temporary: rules
+            .into_iter()
+            .map(reply_rule)
+            .collect::<Result<_, _>>()
+            .and_then(|rules: Vec<_>| match rules.len() {
+                0..=limits::REPLY_RULES => Ok(rules),
+                n => Err(format!("{n} rules; at most {}", limits::REPLY_RULES)),
+            })
+            .map_err(|what| Failure::Invalid(format!("replies.temporary: {what}")))?,
+    })
+}
+
+/// Whether the component has the interface for replies, which is optional.
+fn exports_replies(pre: &InstancePre<CallState>) -> bool {
+    let component = pre.component();
+    component
+        .component_type()
+        .exports(component.engine())
+        .any(|(name, _)| {
+            name.strip_prefix("tidegate:policy/replies@")
+                .is_some_and(|version| version.starts_with("1."))
+        })
+}
+
+/// A rule that can be applied; an error says what is wrong with it.
+fn reply_rule(rule: replies::Rule) -> Result<shape::ReplyRule, String> {
+    if rule.enhanced.is_none() && rule.text.as_deref().is_none_or(str::is_empty) {
+        return Err("a rule needs an enhanced code or a text".to_owned());
+    }
+    if let Some(code) = rule.code
+        && !(500..600).contains(&code)
+    {
+        return Err(format!("the code {code} is not 500 to 599"));
+    }
+    for (what, text) in [
+        ("enhanced", &rule.enhanced),
+        ("text", &rule.text),
+        ("site", &rule.site),
+    ] {
+        if text.as_ref().is_some_and(|t| t.len() > limits::REPLY_TEXT) {
+            return Err(format!("{what}: more than {} bytes", limits::REPLY_TEXT));
+        }
+    }
+    Ok(shape::ReplyRule {
+        code: rule.code,
+        enhanced: rule.enhanced,
+        text: rule.text.map(|t| t.to_lowercase()),
+        site: rule.site.map(|s| s.to_lowercase()),
     })
 }
 

@@ -21,6 +21,16 @@ use crate::schedule::{Exit, Next, Task, Ticket, Wake, Work};
 /// When to look again at recipients whose rows could not be read.
 const READ_AGAIN: Duration = Duration::from_secs(60);
 
+/// Under what terms of its lane an attempt was made.
+#[derive(Default)]
+struct Attempted<'a> {
+    /// The plan's intervals in seconds; empty: the host's schedule.
+    retry_after: &'a [u32],
+    site: Option<&'a str>,
+    /// The shaping revision whose reply rules were applied.
+    shaper: Option<&'a str>,
+}
+
 impl Engine {
     /// The next task of the schedule, unless the engine is stopping or results can't be stored.
     pub(super) fn take(&self) -> Option<Task> {
@@ -104,7 +114,7 @@ impl Engine {
                 })
                 .collect();
             if let Some((carried, loaded)) = self.loaded(group).await {
-                self.record(&carried, group, loaded, results, &[], None);
+                self.record(&carried, group, loaded, results, Attempted::default());
             }
         }
     }
@@ -156,7 +166,7 @@ impl Engine {
                 .finished(work.queue, false, std::iter::empty(), now);
             return;
         };
-        let (results, host_failure) = match self.job(&work, &carried, &loaded) {
+        let (mut results, host_failure) = match self.job(&work, &carried, &loaded) {
             Ok(job) => {
                 let mut hand_off = self.parts.transport.deliver(job).await;
                 self.look_into(&carried, &mut hand_off.results).await;
@@ -175,6 +185,11 @@ impl Engine {
                 (results, false)
             }
         };
+        if let Some(rules) = &work.temporary {
+            for hand in &mut results {
+                hand.outcome = rules.read(&work.site, hand.outcome.clone());
+            }
+        }
         let now = self.now();
         let alarm = {
             let mut scheduler = self.schedule();
@@ -194,8 +209,11 @@ impl Engine {
             &work.tickets,
             loaded,
             results,
-            &work.retry_after,
-            Some(&work.site),
+            Attempted {
+                retry_after: &work.retry_after,
+                site: Some(&work.site),
+                shaper: work.temporary.as_ref().and_then(|t| t.policy.as_deref()),
+            },
         );
     }
 
@@ -272,11 +290,10 @@ impl Engine {
         tickets: &[Ticket],
         loaded: Vec<Loaded>,
         results: Vec<Hand>,
-        retry_after: &[u32],
-        site: Option<&str>,
+        how: Attempted<'_>,
     ) {
         let now = self.now();
-        let plan = lane_schedule(retry_after);
+        let plan = lane_schedule(how.retry_after);
         let schedule = plan.as_ref().unwrap_or(&self.parts.settings.schedule);
         for (at, before) in loaded.into_iter().enumerate() {
             let Some(ticket) = tickets.iter().find(|t| t.id == before.id) else {
@@ -296,7 +313,14 @@ impl Engine {
                 Verdict::Withdrawn => now.plus(Duration::from_secs(1)),
                 _ => schedule.next(before.id, attempt, now),
             };
-            let detail = Detail::of_attempt(attempt, hop, &outcome, site.map(str::to_owned));
+            let mut detail =
+                Detail::of_attempt(attempt, hop, &outcome, how.site.map(str::to_owned));
+            if outcome.is_reclassified() {
+                detail
+                    .facts
+                    .push(("taken as".to_owned(), "temporary".to_owned()));
+                detail.policy = how.shaper.map(str::to_owned);
+            }
             let withdrawn = outcome.verdict == Verdict::Withdrawn;
             if attempt == 1
                 && !withdrawn

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::Engine;
 use crate::ports::PolicyFault;
+use crate::shape::ReplyRules;
 
 impl Engine {
     /// Asks for all lanes whose plan is due. Returns how many were asked about.
@@ -44,6 +45,10 @@ impl Engine {
                     }
                 }
                 let mut scheduler = self.schedule();
+                scheduler.reads_replies(ReplyRules {
+                    rules: plan.temporary,
+                    policy: plan.policy.clone(),
+                });
                 let mut plans = plan.lanes.into_iter();
                 for lane in &numbers {
                     scheduler.planned(*lane, plans.next(), plan.policy.as_deref(), now);

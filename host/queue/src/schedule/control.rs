@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tidegate_mail::Timestamp;
 
 use super::{Scheduler, Status};
-use crate::shape::{LanePlan, LaneState, Measure, WaitReason};
+use crate::shape::{LanePlan, LaneState, Measure, ReplyRules, WaitReason};
 
 impl Scheduler {
     /// Replaces the measures in force; everything they parked is looked at anew.
@@ -96,6 +96,11 @@ impl Scheduler {
                 (at, lane.state(u32::try_from(age).unwrap_or(u32::MAX), now))
             })
             .collect()
+    }
+
+    /// Puts the reply rules of a plan in force, for the attempts that begin from now on.
+    pub fn reads_replies(&mut self, rules: ReplyRules) {
+        self.temporary = (!rules.rules.is_empty()).then(|| Arc::new(rules));
     }
 
     /// Puts a plan in force, or, without one, leaves the lane as it is for now.

@@ -86,6 +86,10 @@ impl Scheduler {
             tickets,
             messages_per_connection: self.lanes[lane as usize].limits.messages_per_connection,
             retry_after: q.retry_after.clone(),
+            temporary: self
+                .temporary
+                .clone()
+                .filter(|_| self.lanes[lane as usize].shaped),
         };
         if self.has_ready(queue) {
             self.enter_ring(queue);
