@@ -169,6 +169,13 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
                 }
             })?;
         let body: &[u8] = if body.is_empty() { b"{}" } else { &body };
+        // Serde would read a list into a record field by field, and an empty one as its defaults.
+        if body.trim_ascii_start().first() == Some(&b'[') {
+            return Err(
+                ApiError::new(StatusCode::BAD_REQUEST, "bad-json", "the body is a list")
+                    .remedy("send a JSON object: { ... }"),
+            );
+        }
         serde_json::from_slice(body).map(Json).map_err(|error| {
             let mut answer = ApiError::new(
                 StatusCode::BAD_REQUEST,

@@ -202,7 +202,7 @@ fn routes() -> Vec<(&'static str, &'static str, Value, u16, u16, u16)> {
         (
             "POST",
             "/tenants/acme/wording/preview",
-            json!({"no": 1}),
+            json!([]),
             403,
             403,
             400,
