@@ -420,6 +420,63 @@ fn a_suspended_destination_waits_visibly_and_goes_on_when_released() {
 }
 
 #[test]
+fn a_pause_by_the_policy_is_seen_outlives_a_restart_and_is_lifted() {
+    let mut world = World::start();
+    let news = "news@acme";
+    let gateway = &world.gateway;
+    gateway.bulk_credential("acme", news, PASSWORD).unwrap();
+    let blocks = Behaviour::accept().reply(Stage::Rcpt, "421 4.7.0 blocked by our list");
+    let customer = world.destination("customer.test", blocks);
+    let send = |world: &World, to: &str| {
+        let mut crm = world.gateway.crm(news, PASSWORD).unwrap();
+        let answer = crm.send(&Mail::new(SENDER, &[to], "news")).unwrap();
+        answer.id().unwrap()
+    };
+    send(&world, "a@customer.test");
+    let of_policy = |world: &World| {
+        let list = world.gateway.json(&["queue", "measures"]).ok()?;
+        let mut rows = list.as_array()?.iter();
+        rows.find(|row| row["by"] == "policy").cloned()
+    };
+    let row = tidegate_tests::eventually("the pause is seen", SOON, || of_policy(&world)).unwrap();
+    assert_eq!(row["effect"], "suspend");
+    assert_eq!(row["scope"]["tenant"], "acme");
+    assert_eq!(row["scope"]["class"], "bulk");
+    let cause = row["cause"].as_str().unwrap();
+    assert!(cause.contains("blocked by our list"), "{row}");
+    assert!(row["until"].is_i64(), "{row}");
+
+    world.gateway.stop().unwrap();
+    customer.behave(Behaviour::accept());
+    world.gateway.start().unwrap();
+    assert_eq!(of_policy(&world).unwrap()["id"], row["id"]);
+    let id = send(&world, "b@customer.test");
+    tidegate_tests::eventually("the pause is the reason", SOON, || {
+        let list = world.gateway.json(&["queue", "show", &id]).ok()?;
+        (list[0]["reason"] == "suspended" && list[0]["next"].is_i64()).then_some(())
+    })
+    .unwrap();
+    assert_eq!(customer.counts().messages, 0);
+
+    let row = row["id"].as_str().unwrap();
+    let why = "they took us off";
+    let lift = ["queue", "release", row, "--why", why, "--for", "2h"];
+    let said = world.gateway.run(&lift).unwrap();
+    assert!(
+        said.contains("by operator: they took us off; not repeated before"),
+        "{said}"
+    );
+    customer.wait_for(1, SOON).unwrap();
+    let lifted = world.gateway.json(&["queue", "measures", "--lifted"]);
+    let lifted = lifted.unwrap();
+    assert_eq!(lifted[0]["id"], row);
+    assert_eq!(lifted[0]["lifted"]["by"], "operator");
+    assert_eq!(lifted[0]["lifted"]["why"], why);
+    let table = world.gateway.run(&["queue", "measures"]).unwrap();
+    assert!(table.contains("blocked by our list"), "{table}");
+}
+
+#[test]
 fn cancelled_mail_stays_away() {
     let world = World::with(|options| options.set("delivery.retry", vec!["20s"]));
     world.internet.dns.servfail("later.test");

@@ -8,8 +8,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidegate_mail::{MessageId, Notify, Timestamp};
 use tidegate_queue::control::QueueQuery;
+use tidegate_queue::measure::{Effect, Measure, Scope};
 use tidegate_queue::route::{Question, Routing};
-use tidegate_queue::shape::{Effect, LaneState, Measure, Plan, Scope};
+use tidegate_queue::shape::{LaneState, Plan};
 use tidegate_queue::*;
 
 use crate::check::{Promised, Rules, check};
@@ -18,7 +19,7 @@ use crate::steady::{HOUR, mail};
 use crate::world::{ByName, Manner, NEVER};
 
 /// Each of them is made by the story, at its start again after a crash, or by a delivery.
-const CALLS: [&str; 21] = [
+const CALLS: [&str; 20] = [
     "accept",
     "settle",
     "log",
@@ -34,8 +35,7 @@ const CALLS: [&str; 21] = [
     "cursor",
     "set_cursor",
     "measures",
-    "put_measure",
-    "remove_measure",
+    "change_measures",
     "shaping_state",
     "set_shaping_state",
     "life",
@@ -172,17 +172,11 @@ impl Story {
     }
 
     async fn hold(&mut self) {
-        let measure = Measure {
-            id: "hold".into(),
-            scope: Scope {
-                domain: Some("held.test".into()),
-                ..Scope::default()
-            },
-            effect: Effect::Hold,
-            cause: "a test".into(),
-            since: START,
-            until: None,
+        let scope = Scope {
+            domain: Some("held.test".into()),
+            ..Scope::default()
         };
+        let measure = Measure::new("hold", scope, Effect::Hold, "a test", START);
         let _ = self.scenario.engine().put_measure(measure).await;
         self.go_on().await;
     }
@@ -201,7 +195,8 @@ impl Story {
         self.pass(HOUR * 5).await;
         self.scenario.engine().sweep().await;
         self.go_on().await;
-        let _ = self.scenario.engine().remove_measure("hold").await;
+        let engine = self.scenario.engine();
+        let _ = engine.lift_measure("hold", "operator", "", None).await;
         self.go_on().await;
         self.submit(2, false).await;
         self.pass(HOUR).await;
@@ -210,7 +205,8 @@ impl Story {
     async fn end(&mut self) {
         self.scenario.crash.disarm();
         // Lifted for certain, whatever the crash was at.
-        let _ = self.scenario.engine().remove_measure("hold").await;
+        let engine = self.scenario.engine();
+        let _ = engine.lift_measure("hold", "operator", "", None).await;
         self.pass(HOUR * 60).await;
         let rules = Rules {
             promised: &self.promised,

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_mail::{MessageId, Owes, RecipientId, Timestamp};
-use tidegate_queue::shape::Measure;
+use tidegate_queue::measure::Measure;
 use tidegate_queue::*;
 
 /// A call of the store by its method's name; the contents' own are `content-append`,
@@ -305,12 +305,8 @@ impl Store for FaultyStore {
         Box::pin(self.read("measures", self.inner.measures()))
     }
 
-    fn put_measure(&self, measure: Measure) -> Fut<'_, StoreResult<()>> {
-        Box::pin(self.write("put_measure", self.inner.put_measure(measure)))
-    }
-
-    fn remove_measure(&self, id: String) -> Fut<'_, StoreResult<bool>> {
-        Box::pin(self.write("remove_measure", self.inner.remove_measure(id)))
+    fn change_measures(&self, put: Vec<Measure>, remove: Vec<String>) -> Fut<'_, StoreResult<()>> {
+        Box::pin(self.write("change_measures", self.inner.change_measures(put, remove)))
     }
 
     fn shaping_state(&self) -> Fut<'_, StoreResult<Option<(u64, Bytes)>>> {

@@ -6,7 +6,8 @@ use std::time::Duration;
 use tidegate_mail::dsn;
 use tidegate_mail::{EventKind, Notify, Timestamp};
 use tidegate_queue::control::QueueQuery;
-use tidegate_queue::shape::{Effect, Limits, Measure, Rate, Scope, WaitReason};
+use tidegate_queue::measure::{Effect, Measure, Scope};
+use tidegate_queue::shape::{Limits, Rate, WaitReason};
 use tidegate_queue::{LogEntry, LogQuery, Settings};
 
 use crate::scenario::{Mail, START, Scenario};
@@ -105,14 +106,7 @@ async fn greylisted_mail_is_delivered_without_a_notice() {
 }
 
 fn hold(scope: Scope) -> Measure {
-    Measure {
-        id: "hold".into(),
-        scope,
-        effect: Effect::Hold,
-        cause: "a test".into(),
-        since: START,
-        until: None,
-    }
+    Measure::new("hold", scope, Effect::Hold, "a test", START)
 }
 
 #[tokio::test]
@@ -161,13 +155,9 @@ async fn a_hold_survives_a_restart_and_mail_goes_when_it_is_lifted() {
     scenario.restart().await;
     scenario.pass(HOUR).await;
     assert!(scenario.world.delivered().is_empty());
-    assert!(
-        scenario
-            .engine()
-            .remove_measure("hold")
-            .await
-            .expect("removed")
-    );
+    let engine = scenario.engine();
+    let lifted = engine.lift_measure("hold", "operator", "", None).await;
+    assert!(lifted.expect("lifted").is_some());
     scenario.pass(Duration::from_secs(1)).await;
     let log = entry(&scenario, id).await;
     assert_eq!(at(&log, EventKind::Delivered), [HOUR * 2]);

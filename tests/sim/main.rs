@@ -15,6 +15,7 @@ mod steady;
 mod world;
 
 mod lifetimes;
+mod measures;
 mod notices;
 mod parameters;
 mod passthrough;

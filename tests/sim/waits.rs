@@ -6,8 +6,9 @@ use std::time::Duration;
 use tidegate_mail::{EventKind, Notify};
 use tidegate_queue::control::QueueQuery;
 use tidegate_queue::directory::{Relay, Way};
+use tidegate_queue::measure::{Effect, Measure, Scope};
 use tidegate_queue::route::Managed;
-use tidegate_queue::shape::{Effect, Limits, Measure, Rate, Scope, WaitReason};
+use tidegate_queue::shape::{Limits, Rate, WaitReason};
 use tidegate_queue::{Settings, TlsMode};
 
 use crate::scenario::{POOL, START, Scenario};
@@ -46,14 +47,7 @@ fn measure(effect: Effect) -> Measure {
         domain: Some("x.test".into()),
         ..Scope::default()
     };
-    Measure {
-        id: "measure".into(),
-        scope,
-        effect,
-        cause: "a test".into(),
-        since: START,
-        until: None,
-    }
+    Measure::new("measure", scope, effect, "a test", START)
 }
 
 fn shaped(limits: Limits) -> Steady {
@@ -207,8 +201,9 @@ async fn a_hold_in_the_middle_does_not_stretch_the_lifetime() {
     put.expect("a measure");
     scenario.pass(HOUR * 46).await;
     assert_eq!(scenario.world.attempts_for(TO).len(), before, "held");
-    let lifted = scenario.engine().remove_measure("measure").await;
-    assert!(lifted.expect("lifted"));
+    let engine = scenario.engine();
+    let lifted = engine.lift_measure("measure", "operator", "", None).await;
+    assert!(lifted.expect("lifted").is_some());
     scenario.pass(HOUR * 3).await;
     assert!(
         scenario.world.attempts_for(TO).len() > before,

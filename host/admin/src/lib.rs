@@ -190,7 +190,7 @@ pub fn router(context: Context) -> Router {
         .route("/queue/cancel", post(queue::cancel))
         .route("/queue/retry", post(queue::retry))
         .route("/measures", get(queue::measures).post(queue::add_measure))
-        .route("/measures/{id}", delete(queue::remove_measure))
+        .route("/measures/{id}/lift", post(queue::lift_measure))
         .route("/log", get(logs::search))
         .route("/log/{id}", get(logs::show))
         // Within the router, so that the matched route is known.

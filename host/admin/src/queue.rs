@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tidegate_mail::{MessageId, Timestamp};
 use tidegate_queue::Intake;
 use tidegate_queue::control::{LaneEntry, QueueEntry, QueueQuery};
-use tidegate_queue::shape::{Effect, Measure, Scope};
+use tidegate_queue::measure::{Effect, Measure, Scope};
 
 use crate::extract::{Caller, Json, Query};
 use crate::{ApiError, OPERATOR, Shared, validate};
@@ -95,8 +95,21 @@ pub(crate) async fn retry(
     Ok(axum::Json(Affected { recipients }))
 }
 
-pub(crate) async fn measures(State(context): Shared) -> Answer<Vec<Measure>> {
-    Ok(axum::Json(context.engine.measures()))
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Shown {
+    /// What people lifted lately, instead of what is in force.
+    lifted: bool,
+}
+
+pub(crate) async fn measures(
+    State(context): Shared,
+    Query(shown): Query<Shown>,
+) -> Answer<Vec<Measure>> {
+    Ok(axum::Json(match shown.lifted {
+        true => context.engine.lifted_measures().await?,
+        false => context.engine.measures(),
+    }))
 }
 
 #[derive(Deserialize)]
@@ -133,32 +146,50 @@ pub(crate) async fn add_measure(
     } else {
         format!("{} (by {OPERATOR})", new.cause)
     };
+    let id = format!("h-{}", context.engine.new_id());
     let measure = Measure {
-        id: format!("h-{}", context.engine.new_id()),
-        scope: new.scope,
-        effect: Effect::Hold,
-        cause,
-        since: now,
         until: new.until,
+        ..Measure::new(id, new.scope, Effect::Hold, &cause, now)
     };
     context.engine.put_measure(measure.clone()).await?;
     tracing::info!(id = measure.id, cause = measure.cause, "mail held");
     Ok((StatusCode::CREATED, axum::Json(measure)))
 }
 
-#[derive(Serialize)]
-pub(crate) struct Released {
-    released: bool,
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Lift {
+    why: String,
+    /// Of a shaping policy's measure: not repeated before. `None`: for what is left of it, and
+    /// at least an hour.
+    until: Option<Timestamp>,
 }
 
-pub(crate) async fn remove_measure(
+/// Lifts a measure, whoever took it.
+pub(crate) async fn lift_measure(
     State(context): Shared,
     Path(id): Path<String>,
-) -> Answer<Released> {
-    if context.engine.remove_measure(&id).await? {
-        tracing::info!(id, "measure lifted");
-        Ok(axum::Json(Released { released: true }))
-    } else {
-        Err(ApiError::not_found("measure", &id).remedy("see: tidegate queue measures"))
+    Json(lift): Json<Lift>,
+) -> Answer<Measure> {
+    validate::note("why", &lift.why)?;
+    let now = context.clock.now();
+    if lift.until.is_some_and(|until| until <= now) {
+        return Err(
+            ApiError::invalid("until", "that time has passed").remedy("give a later time, or none")
+        );
     }
+    let lifted = context
+        .engine
+        .lift_measure(&id, OPERATOR, &lift.why, lift.until)
+        .await?;
+    let Some(measure) = lifted else {
+        return Err(ApiError::not_found("measure", &id).remedy("see: tidegate queue measures"));
+    };
+    tracing::info!(
+        id,
+        cause = measure.cause,
+        why = lift.why,
+        "measure lifted by the operator"
+    );
+    Ok(axum::Json(measure))
 }

@@ -15,6 +15,7 @@ mod export;
 mod flight;
 mod hand_off;
 mod life;
+mod measures;
 mod notify;
 mod plan;
 mod run;
@@ -83,6 +84,8 @@ pub struct Engine {
     overdue: AtomicU64,
     /// What was due by then may have been in an attempt when the process before this died.
     cut_off: Option<Timestamp>,
+    /// Held while measures are written, so that an older one overwrites none.
+    measures: tokio::sync::Mutex<()>,
     /// Cuts the housekeeper's sleep short.
     alarm: Notify,
     /// Told whenever a delivery ends while stopping.
@@ -121,7 +124,7 @@ impl Engine {
             default_limits: settings.default_limits.clone(),
             site_backoff: settings.site_backoff,
         });
-        scheduler.set_measures(parts.store.measures().await?);
+        scheduler.load_measures(parts.store.measures().await?, now);
         let debts = Debts::default();
         let mut newest = now;
         let mut after = None;
@@ -172,6 +175,7 @@ impl Engine {
             stuck: AtomicBool::new(false),
             overdue: AtomicU64::new(0),
             cut_off,
+            measures: tokio::sync::Mutex::new(()),
             alarm: Notify::new(),
             idle: Notify::new(),
             parts,

@@ -7,6 +7,7 @@ pub mod control;
 pub mod directory;
 pub mod engine;
 pub mod intake;
+pub mod measure;
 pub mod ports;
 pub mod rollout;
 pub mod route;

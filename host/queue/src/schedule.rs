@@ -9,6 +9,7 @@
 //! live timer that fires no later than its expiry, so no wait outlives the lifetime;
 //! a queue is idle, in the ring, or parked with a reason.
 
+mod automatic;
 mod control;
 mod lane;
 mod list;
@@ -26,8 +27,10 @@ use std::time::Duration;
 use slab::Slab;
 use tidegate_mail::{MessageId, Outcome, RecipientId, Timestamp, TrafficClass, Verdict};
 
+use crate::measure::Measure;
 use crate::ports::Destination;
-use crate::shape::{LaneKey, Limits, Measure, ReplyRules, WaitReason};
+use crate::shape::{LaneKey, Limits, ReplyRules, WaitReason};
+use automatic::Automatic;
 use lane::Lane;
 use ring::Ring;
 
@@ -183,6 +186,7 @@ struct Queue {
 
 #[derive(Debug)]
 struct Site {
+    relay: Arc<str>,
     name: Arc<str>,
     in_flight: u32,
     failures: u32,
@@ -214,7 +218,9 @@ pub struct Scheduler {
     tenants: HashMap<Arc<str>, u32>,
     /// Transactional, bulk.
     rings: [Ring; 2],
+    /// People's.
     measures: Vec<Measure>,
+    automatic: Automatic,
     /// The rules of the last plan; none: there are none.
     temporary: Option<Arc<ReplyRules>>,
     in_flight: usize,
@@ -240,6 +246,7 @@ impl Scheduler {
             tenants: HashMap::new(),
             rings: [Ring::default(), Ring::default()],
             measures: Vec::new(),
+            automatic: Automatic::default(),
             temporary: None,
             in_flight: 0,
             stamp: 0,
@@ -432,9 +439,13 @@ impl Scheduler {
         let l = &mut self.lanes[lane as usize];
         l.in_flight = l.in_flight.saturating_sub(1);
         let mut sent = false;
+        let mut cause = None;
         for outcome in outcomes {
             sent |= outcome.verdict != Verdict::Withdrawn;
             l.count(outcome);
+            if host_failure && cause.is_none() {
+                cause = Some(outcome.text());
+            }
         }
         if !sent {
             l.refund();
@@ -452,9 +463,11 @@ impl Scheduler {
                 s.failures = s.failures.saturating_add(1);
                 let factor = 1u32 << (s.failures - 1).min(16);
                 s.backoff_until = now.plus(first.saturating_mul(factor).min(longest));
+                self.note_site(site, cause, now);
             }
-        } else {
+        } else if s.failures > 0 {
             s.failures = 0;
+            self.note_site(site, None, now);
         }
         self.wake_bench(site, lane);
         self.drop_if_idle(queue);

@@ -1,4 +1,4 @@
-//! Shaping: what the host counts for a lane, what a policy plans for it, and the measures in force.
+//! Shaping: what the host counts for a lane, and what a policy plans for it.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -179,40 +179,6 @@ impl ReplyRules {
             outcome
         }
     }
-}
-
-/// A measure in force on part of the traffic: visible, with a cause, and cancellable.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Measure {
-    pub id: String,
-    /// What it covers; a part left out covers all.
-    #[serde(default)]
-    pub scope: Scope,
-    pub effect: Effect,
-    /// The reply text, or who ordered it.
-    pub cause: String,
-    pub since: Timestamp,
-    /// `None`: until a person lifts it.
-    pub until: Option<Timestamp>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Scope {
-    pub tenant: Option<String>,
-    pub class: Option<TrafficClass>,
-    pub relay: Option<String>,
-    pub site: Option<String>,
-    pub domain: Option<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Effect {
-    /// Nothing is attempted; set by the gateway or its policy.
-    Suspend,
-    /// Nothing is attempted; set by a person.
-    Hold,
 }
 
 /// Why a recipient waits: the closed list of `docs/semantics.md`.

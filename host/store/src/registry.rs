@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidegate_mail::Timestamp;
 use tidegate_queue::directory::{Credential, Relay, Server, Tenant, Token};
-use tidegate_queue::shape::Measure;
+use tidegate_queue::measure::Measure;
 use tidegate_queue::{
     Activation, DecisionQuery, DecisionRow, Life, Revision, StoreError, StoreResult, Uploaded,
 };
@@ -360,16 +360,26 @@ pub(crate) async fn measures(rows: &dyn Rows) -> StoreResult<Vec<Measure>> {
     list(rows, "SELECT body FROM measure ORDER BY id").await
 }
 
-pub(crate) async fn put_measure(rows: &dyn Rows, measure: Measure) -> StoreResult<()> {
-    let args = vec![measure.id.clone().into(), body(&measure)?];
-    let sql = "INSERT INTO measure (id, body) VALUES ($1, $2)
-               ON CONFLICT (id) DO UPDATE SET body = excluded.body";
-    change(rows, sql, args).await.map(drop)
-}
-
-pub(crate) async fn remove_measure(rows: &dyn Rows, id: String) -> StoreResult<bool> {
-    let sql = "DELETE FROM measure WHERE id = $1";
-    Ok(change(rows, sql, vec![id.into()]).await? > 0)
+pub(crate) async fn change_measures(
+    rows: &dyn Rows,
+    put: Vec<Measure>,
+    remove: Vec<String>,
+) -> StoreResult<()> {
+    let mut statements = Vec::with_capacity(put.len() + remove.len());
+    for measure in &put {
+        let args = vec![measure.id.clone().into(), body(measure)?];
+        let sql = "INSERT INTO measure (id, body) VALUES ($1, $2)
+                   ON CONFLICT (id) DO UPDATE SET body = excluded.body";
+        statements.push(Stmt::new(sql, args));
+    }
+    for id in remove {
+        let sql = "DELETE FROM measure WHERE id = $1";
+        statements.push(Stmt::new(sql, vec![id.into()]));
+    }
+    if statements.is_empty() {
+        return Ok(());
+    }
+    rows.execute(statements).await.map(drop)
 }
 
 pub(crate) async fn cursor(rows: &dyn Rows, exporter: String) -> StoreResult<u64> {
@@ -454,12 +464,12 @@ macro_rules! store_methods {
             Box::pin(registry::measures(&self.rows))
         }
 
-        fn put_measure(&self, measure: Measure) -> Fut<'_, StoreResult<()>> {
-            Box::pin(registry::put_measure(&self.rows, measure))
-        }
-
-        fn remove_measure(&self, id: String) -> Fut<'_, StoreResult<bool>> {
-            Box::pin(registry::remove_measure(&self.rows, id))
+        fn change_measures(
+            &self,
+            put: Vec<Measure>,
+            remove: Vec<String>,
+        ) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::change_measures(&self.rows, put, remove))
         }
 
         fn shaping_state(&self) -> Fut<'_, StoreResult<Option<(u64, Bytes)>>> {

@@ -32,7 +32,7 @@ fn every_route_asks_for_the_token() {
         ("GET", "/log"),
         ("POST", "/policies"),
         ("POST", "/slots/activate"),
-        ("DELETE", "/measures/x"),
+        ("POST", "/measures/x/lift"),
     ] {
         let path = format!("/api/v1{path}");
         for token in [None, Some(""), Some(wrong), Some(&TOKEN[..31])] {
@@ -387,10 +387,24 @@ fn the_queue_is_listed_held_and_cancelled() {
     let (_, held) = api.get("/queue?domain=one.example");
     assert_eq!(held[0]["attempts"], json!(0));
     assert_eq!(held[0]["reason"], json!("held"));
-    let path = format!("/measures/{}", measure["id"].as_str().unwrap());
-    assert_eq!(api.delete(&path).0, 200);
-    assert_eq!(api.delete(&path).0, 404);
+    let lift = format!("/measures/{}/lift", measure["id"].as_str().unwrap());
+    for (field, bad) in [
+        ("why", json!({"why": "two\nlines"})),
+        ("until", json!({"until": 1})),
+    ] {
+        assert_eq!(
+            api.refused(api.post(&lift, bad)),
+            triple(422, "invalid", field)
+        );
+    }
+    let (status, lifted) = api.post(&lift, json!({"why": "they are ready"}));
+    assert_eq!(status, 200);
+    assert_eq!(lifted["lifted"]["by"], json!("operator"));
+    assert_eq!(api.post(&lift, json!({})).0, 404);
     assert_eq!(api.get("/measures").1, json!([]));
+    let (_, history) = api.get("/measures?lifted=true");
+    assert_eq!(history.as_array().map(Vec::len), Some(1), "{history}");
+    assert_eq!(history[0]["lifted"]["why"], json!("they are ready"));
 
     assert_eq!(
         api.refused(api.post("/queue/cancel", json!({"why": "x"}))),

@@ -224,7 +224,7 @@ fn routes() -> Vec<(&'static str, &'static str, Value, u16, u16, u16)> {
         ("POST", "/queue/retry", json!({}), 403, 403, 422),
         ("GET", "/measures", none.clone(), 403, 403, 200),
         ("POST", "/measures", json!({}), 403, 403, 422),
-        ("DELETE", "/measures/x", none.clone(), 403, 403, 404),
+        ("POST", "/measures/x/lift", json!({}), 403, 403, 404),
         // Last: it takes the tokens with it.
         ("DELETE", "/tenants/acme", none, 403, 403, 200),
     ]

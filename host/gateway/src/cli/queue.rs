@@ -130,12 +130,29 @@ pub enum QueueCommand {
         #[arg(long = "for", value_name = "DURATION")]
         time: Option<Span>,
     },
-    /// Lift a hold or a suspension.
-    #[command(after_help = "Example:\n  tidegate queue release h-01jd3k5x0e0g0")]
-    Release { id: String },
-    /// List holds and suspensions in force.
-    #[command(after_help = "Example:\n  tidegate queue measures")]
-    Measures,
+    /// Lift a measure: a hold, or what the shaping policy or the gateway did by itself. One of
+    /// the policy is not repeated for what was left of it, and for at least an hour.
+    #[command(
+        after_help = "Examples:\n  tidegate queue release h-01jd3k5x0e0g0\n  tidegate queue release p-4be2c1a09d3f7710 --why \"they took us off the list\" --for 6h"
+    )]
+    Release {
+        id: String,
+        /// For those who look at it later.
+        #[arg(long, default_value = "")]
+        why: String,
+        /// Of the shaping policy's measure: how long it is not repeated.
+        #[arg(long = "for", value_name = "DURATION")]
+        time: Option<Span>,
+    },
+    /// List what is held, suspended or slowed, by whom and why.
+    #[command(
+        after_help = "Examples:\n  tidegate queue measures\n  tidegate queue measures --lifted"
+    )]
+    Measures {
+        /// What was lifted lately instead, by whom and why.
+        #[arg(long)]
+        lifted: bool,
+    },
 }
 
 fn entries(list: &Value) -> Table {
@@ -205,13 +222,6 @@ fn lanes(list: &Value) -> Table {
         "POLICY",
     ]);
     for l in list.as_array().into_iter().flatten() {
-        let rate = match (
-            &l["limits"]["rate"]["messages"],
-            &l["limits"]["rate"]["per_ms"],
-        ) {
-            (Value::Number(messages), Value::Number(per)) => format!("{messages} in {per} ms"),
-            _ => "none".to_owned(),
-        };
         table.row([
             cell(&l["key"]["site"]),
             cell(&l["key"]["tenant"]),
@@ -220,7 +230,7 @@ fn lanes(list: &Value) -> Table {
             cell(&l["key"]["lane"]),
             cell(&l["backlog"]),
             cell(&l["in_flight"]),
-            rate,
+            rate(&l["limits"]),
             cell(&l["limits"]["connections"]),
             time_of(&l["backoff_until"]),
             short(&cell(&l["policy"])).to_owned(),
@@ -229,8 +239,18 @@ fn lanes(list: &Value) -> Table {
     table
 }
 
+/// A pace in a few words.
+fn rate(limits: &Value) -> String {
+    match (&limits["rate"]["messages"], &limits["rate"]["per_ms"]) {
+        (Value::Number(messages), Value::Number(per)) => format!("{messages} in {per} ms"),
+        _ => "none".to_owned(),
+    }
+}
+
 fn measures(list: &Value) -> Table {
-    let mut table = Table::new(&["ID", "EFFECT", "SCOPE", "SINCE", "UNTIL", "CAUSE"]);
+    let mut table = Table::new(&[
+        "ID", "EFFECT", "BY", "SCOPE", "SINCE", "UNTIL", "CAUSE", "LIFTED",
+    ]);
     for m in list.as_array().into_iter().flatten() {
         let scope: Vec<String> = m["scope"]
             .as_object()
@@ -243,9 +263,19 @@ fn measures(list: &Value) -> Table {
             Value::Null => "released".to_owned(),
             until => time_of(until),
         };
+        let mut effect = cell(&m["effect"]);
+        if effect == "slow" {
+            let limits = &m["plan"]["limits"];
+            effect = format!(
+                "slow: rate {}, connections {}",
+                rate(limits),
+                cell(&limits["connections"])
+            );
+        }
         table.row([
             cell(&m["id"]),
-            cell(&m["effect"]),
+            effect,
+            cell(&m["by"]),
             if scope.is_empty() {
                 "all mail".to_owned()
             } else {
@@ -254,9 +284,39 @@ fn measures(list: &Value) -> Table {
             time_of(&m["since"]),
             until,
             cell(&m["cause"]),
+            lifted(&m["lifted"]),
         ]);
     }
     table
+}
+
+/// Who lifted a measure, when and why, and how long its policy may not repeat it.
+fn lifted(lifted: &Value) -> String {
+    if lifted.is_null() {
+        return String::new();
+    }
+    let mut text = format!("{} by {}", time_of(&lifted["at"]), cell(&lifted["by"]));
+    if let Some(why) = lifted["why"].as_str() {
+        text.push_str(": ");
+        text.push_str(why);
+    }
+    if !lifted["until"].is_null() {
+        text.push_str("; not repeated before ");
+        text.push_str(&time_of(&lifted["until"]));
+    }
+    text
+}
+
+/// A time from now; one of nothing is a mistake.
+fn ahead(time: Span, nothing: &str) -> Result<i64, Failure> {
+    if time.get().is_zero() {
+        return Err(Failure::usage(
+            format!("--for 0s {nothing}"),
+            "give a longer time",
+        ));
+    }
+    let until = tidegate_net::clock::OsClock.now().plus(time.get());
+    Ok(until.as_millis())
 }
 
 fn affected(client: &Client, answer: &Value, done: &str) {
@@ -328,26 +388,30 @@ impl QueueCommand {
                     "cause": why,
                 });
                 if let Some(time) = time {
-                    if time.get().is_zero() {
-                        return Err(Failure::usage(
-                            "--for 0s holds nothing",
-                            "give a longer time",
-                        ));
-                    }
-                    let until = tidegate_net::clock::OsClock.now().plus(time.get());
-                    body["until"] = until.as_millis().into();
+                    body["until"] = ahead(time, "holds nothing")?.into();
                 }
                 let answer: Value = client.post("/measures", &body)?;
                 client.show(&answer, |a| measures(&json!([a])).print(""));
             }
-            QueueCommand::Release { id } => {
-                let answer: Value = client.delete(&format!("/measures/{}", segment(&id)))?;
-                client.show(&answer, |_| out(&format!("{id} released\n")));
+            QueueCommand::Release { id, why, time } => {
+                let mut body = json!({"why": why});
+                if let Some(time) = time {
+                    body["until"] = ahead(time, "keeps nothing from being repeated")?.into();
+                }
+                let path = format!("/measures/{}/lift", segment(&id));
+                let answer: Value = client.post(&path, &body)?;
+                client.show(&answer, |a| {
+                    out(&format!("{id} lifted {}\n", lifted(&a["lifted"])));
+                });
             }
-            QueueCommand::Measures => {
-                let list: Value = client.get("/measures", &[])?;
+            QueueCommand::Measures { lifted } => {
+                let query = lifted.then(|| ("lifted", "true".to_owned()));
+                let list: Value = client.get("/measures", query.as_slice())?;
                 client.show(&list, |list| {
-                    measures(list).print("nothing is held or suspended")
+                    measures(list).print(match lifted {
+                        true => "nothing was lifted lately",
+                        false => "nothing is held, suspended or slowed",
+                    });
                 });
             }
         }

@@ -11,7 +11,7 @@ use crate::control::{LaneEntry, QueueEntry, QueueQuery};
 use crate::directory::Way;
 use crate::ports::StoreResult;
 use crate::schedule::{Next, Ticket};
-use crate::shape::{Measure, WaitReason};
+use crate::shape::WaitReason;
 
 impl Engine {
     /// Waiting recipients, those that move next first, with address, sender and last reply.
@@ -164,31 +164,6 @@ impl Engine {
             };
             scheduler.settled(*ticket, next, now);
         }
-    }
-
-    pub fn measures(&self) -> Vec<Measure> {
-        self.schedule().measures().to_vec()
-    }
-
-    /// Puts a measure in force; it survives a restart.
-    pub async fn put_measure(&self, measure: Measure) -> StoreResult<()> {
-        self.parts.store.put_measure(measure).await?;
-        self.reload_measures().await
-    }
-
-    /// Lifts a measure; `false` if there is none of that id.
-    pub async fn remove_measure(&self, id: &str) -> StoreResult<bool> {
-        let removed = self.parts.store.remove_measure(id.to_owned()).await?;
-        self.reload_measures().await?;
-        Ok(removed)
-    }
-
-    async fn reload_measures(&self) -> StoreResult<()> {
-        let measures = self.parts.store.measures().await?;
-        self.schedule().set_measures(measures);
-        self.alarm.notify_one();
-        self.kick();
-        Ok(())
     }
 
     /// Asks the shaping policy again for every lane, as after a change of the policy.

@@ -51,6 +51,7 @@ impl Engine {
         while !self.ledger.is_empty() && self.settle_pending().await {}
         // What can't be paid now is on its row and is found at the next start.
         let _ = self.pay_debts().await;
+        self.store_measures().await;
         self.end_life().await;
         self.running.store(false, Ordering::Relaxed);
     }
@@ -63,6 +64,7 @@ impl Engine {
             let more = wakes.len() == WAKES;
             self.handle_wakes(wakes).await;
             self.plan_lanes().await;
+            self.store_measures().await;
             self.kick();
             if more {
                 continue;
@@ -93,6 +95,7 @@ impl Engine {
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "the sweep failed"),
         }
+        self.sweep_measures(keep_from).await;
     }
 
     /// Does what is due at `now`, to the end, and returns the next instant of interest.
@@ -118,6 +121,7 @@ impl Engine {
                 break;
             }
         }
+        self.store_measures().await;
         self.schedule().next_event()
     }
 }

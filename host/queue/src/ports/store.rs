@@ -7,7 +7,7 @@ use tidegate_mail::{
 };
 
 use super::{ContentReader, Fut};
-use crate::shape::Measure;
+use crate::measure::Measure;
 
 /// Why the store did not do what was asked. A remote refusal is never one of these.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -304,10 +304,10 @@ pub trait Store: Send + Sync + 'static {
     fn cursor(&self, exporter: String) -> Fut<'_, StoreResult<u64>>;
     fn set_cursor(&self, exporter: String, seq: u64) -> Fut<'_, StoreResult<()>>;
 
-    /// Automatic and manual measures in force (suspensions, holds), which survive a restart.
+    /// All measures: automatic and people's, and those that people lifted.
     fn measures(&self) -> Fut<'_, StoreResult<Vec<Measure>>>;
-    fn put_measure(&self, measure: Measure) -> Fut<'_, StoreResult<()>>;
-    fn remove_measure(&self, id: String) -> Fut<'_, StoreResult<bool>>;
+    /// Keeps some, each in place of one of the same id, and removes others, in one transaction.
+    fn change_measures(&self, put: Vec<Measure>, remove: Vec<String>) -> Fut<'_, StoreResult<()>>;
 
     /// The shaping policy's opaque state with its version; `None` before the first.
     fn shaping_state(&self) -> Fut<'_, StoreResult<Option<(u64, Bytes)>>>;

@@ -5,51 +5,21 @@ use std::sync::Arc;
 
 use tidegate_mail::Timestamp;
 
-use super::{Scheduler, Status};
-use crate::shape::{LanePlan, LaneState, Measure, ReplyRules, WaitReason};
+use super::Scheduler;
+use crate::measure::Measure;
+use crate::shape::{LanePlan, LaneState, ReplyRules, WaitReason};
 
 impl Scheduler {
-    /// Replaces the measures in force; everything they parked is looked at anew.
-    pub fn set_measures(&mut self, measures: Vec<Measure>) {
-        self.measures = measures;
-        let parked: Vec<(u32, u32)> = self
-            .queues
-            .iter()
-            .filter_map(|(at, q)| match q.status {
-                Status::Parked {
-                    reason: WaitReason::Held | WaitReason::Suspended,
-                    ticket,
-                    ..
-                } => Some((at as u32, ticket)),
-                _ => None,
-            })
-            .collect();
-        for (queue, ticket) in parked {
-            self.unpark(queue, ticket);
-        }
+    /// Puts a person's measure in force.
+    pub fn add_measure(&mut self, measure: Measure) {
+        self.measures.retain(|m| m.id != measure.id);
+        self.measures.push(measure);
+        self.recheck(|reason| matches!(reason, WaitReason::Held | WaitReason::Suspended));
     }
 
     /// Looks again at queues whose relay was not there.
     pub fn recheck_relays(&mut self) {
-        let parked: Vec<(u32, u32)> = self
-            .queues
-            .iter()
-            .filter_map(|(at, q)| match q.status {
-                Status::Parked {
-                    reason: WaitReason::RelayDown,
-                    ticket,
-                    ..
-                } => Some((at as u32, ticket)),
-                _ => None,
-            })
-            .collect();
-        for (queue, ticket) in parked {
-            self.unpark(queue, ticket);
-        }
-    }
-
-    pub fn measures(&self) -> &[Measure] {
-        &self.measures
+        self.recheck(|reason| reason == WaitReason::RelayDown);
     }
 
     /// Makes every shaped lane ask its policy again.
@@ -122,22 +92,7 @@ impl Scheduler {
             }
             None => l.plan_failed(now),
         }
-        let retry_after: Arc<[u32]> = l.limits.retry_after.clone().into();
-        let mut parked = Vec::new();
-        for (at, q) in self.queues.iter_mut().filter(|(_, q)| q.lane == Some(lane)) {
-            q.retry_after = retry_after.clone();
-            if let Status::Parked {
-                reason: WaitReason::Rate | WaitReason::Concurrency | WaitReason::Suspended,
-                ticket,
-                ..
-            } = q.status
-            {
-                parked.push((at as u32, ticket));
-            }
-        }
-        self.lanes[lane as usize].parked.clear();
-        for (queue, ticket) in parked {
-            self.unpark(queue, ticket);
-        }
+        self.enforce(lane, now);
+        self.recheck_lane(lane);
     }
 }

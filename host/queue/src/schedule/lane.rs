@@ -1,9 +1,12 @@
 //! A lane: tenant, class, relay, site and sub-queue, with its limits and what was counted.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use tidegate_mail::{Outcome, Timestamp, Verdict};
 
+use super::automatic::effect_of;
+use crate::measure::Planned;
 use crate::shape::{LaneKey, LanePlan, LaneState, Limits, Rate, ReplyCount, Trigger, Window};
 
 /// Kinds of reply remembered between two plans.
@@ -12,7 +15,12 @@ const MAX_REPLIES: usize = 16;
 #[derive(Debug)]
 pub(super) struct Lane {
     pub key: LaneKey,
+    /// In force: what was planned, but for what a person lifted.
     pub limits: Limits,
+    /// The last plan.
+    pub plan: Option<Planned>,
+    /// The reply seen most before it, as a cause where the policy gives none.
+    reply: Option<String>,
     /// Digest of the shaping revision behind the limits.
     pub policy: Option<String>,
     pub in_flight: u32,
@@ -39,6 +47,8 @@ impl Lane {
             bucket: Bucket::full(&limits, now),
             key,
             limits,
+            plan: None,
+            reply: None,
             policy: None,
             in_flight: 0,
             backlog: 0,
@@ -143,29 +153,65 @@ impl Lane {
         }
     }
 
-    /// Puts a plan in force and begins a new window.
+    /// Takes a plan and begins a new window. What of it is in force is said by
+    /// [`Lane::limit`].
     pub fn apply(&mut self, plan: LanePlan, policy: Option<String>, now: Timestamp) {
-        self.bucket.settle(self.limits.rate, self.limits.burst, now);
-        let ttl = plan.limits.ttl.clamp(1, 24 * 3600);
-        self.next_plan = now.plus(std::time::Duration::from_secs(u64::from(ttl)));
-        let was_planned = self.planned;
-        self.limits = plan.limits;
-        if !was_planned {
-            self.bucket = Bucket::full(&self.limits, now);
-        }
-        self.trigger = plan.wake;
-        self.policy = policy;
-        self.planned = true;
-        self.asking = false;
+        let ordinary = match effect_of(&plan.limits, now) {
+            None => Some(plan.limits.clone()),
+            Some(_) => self.plan.take().and_then(|before| before.ordinary),
+        };
+        let most = self.window.replies.iter().max_by_key(|r| r.count);
+        self.reply = most.map(|r| format!("{} {} {}", r.code, r.enhanced, r.sample));
+        self.take_up(&Planned {
+            policy,
+            at: now,
+            plan,
+            ordinary,
+        });
         self.window = Window::default();
         self.window_since = now;
+        self.asking = false;
+    }
+
+    /// Takes a plan for the lane's own; it is asked for anew when its time is over.
+    pub fn take_up(&mut self, planned: &Planned) {
+        let ttl = planned.plan.limits.ttl.clamp(1, 24 * 3600);
+        self.next_plan = planned.at.plus(Duration::from_secs(u64::from(ttl)));
+        self.trigger = planned.plan.wake.clone();
+        self.policy = planned.policy.clone();
+        self.plan = Some(planned.clone());
+    }
+
+    /// Puts limits in force.
+    pub fn limit(&mut self, limits: Limits, now: Timestamp) {
+        self.bucket.settle(self.limits.rate, self.limits.burst, now);
+        self.limits = limits;
+        if !self.planned {
+            self.bucket = Bucket::full(&self.limits, now);
+        }
+        self.planned = true;
+    }
+
+    /// Why the lane is slowed or paused: the policy's words, or else the reply before.
+    pub fn cause(&self, limits: &Limits) -> String {
+        if let Some(cause) = &limits.cause {
+            return cause.clone();
+        }
+        let what = match limits.connections {
+            0 => "the shaping policy gives it no connection",
+            _ => "paused by the shaping policy",
+        };
+        match &self.reply {
+            Some(reply) => format!("{what}; before: {reply}"),
+            None => what.to_owned(),
+        }
     }
 
     /// The policy did not answer: what is in force stays so for a while.
     pub fn plan_failed(&mut self, now: Timestamp) {
         self.planned = true;
         self.asking = false;
-        self.next_plan = now.plus(std::time::Duration::from_secs(u64::from(
+        self.next_plan = now.plus(Duration::from_secs(u64::from(
             self.limits.ttl.clamp(5, 600),
         )));
     }
@@ -202,17 +248,16 @@ impl Bucket {
             return now;
         }
         if rate.messages == 0 {
-            return now.plus(std::time::Duration::from_secs(60));
+            return now.plus(Duration::from_secs(60));
         }
         let wait = (1.0 - self.tokens) * f64::from(rate.per_ms.max(1)) / f64::from(rate.messages);
-        now.plus(std::time::Duration::from_millis(wait.ceil().max(1.0) as u64))
+        now.plus(Duration::from_millis(wait.ceil().max(1.0) as u64))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
     use tidegate_mail::TrafficClass;
 
     fn lane(limits: Limits) -> Lane {

@@ -11,8 +11,9 @@ use super::{
     Bench, Exit, MAX_BATCH, Phase, SMARTHOST_SITE, Scheduler, Site, Status, Task, Ticket, Work,
 };
 use crate::directory::{Directory, Way};
+use crate::measure::Effect;
 use crate::ports::Destination;
-use crate::shape::{Effect, LaneKey, WaitReason};
+use crate::shape::{LaneKey, WaitReason};
 
 impl Scheduler {
     /// The next thing to do, if limits allow anything.
@@ -166,12 +167,16 @@ impl Scheduler {
                     .as_deref()
                     .is_none_or(|d| d == &*q.key.domain)
                 && m.scope
+                    .lane
+                    .as_deref()
+                    .is_none_or(|l| q.key.lane.as_deref() == Some(l))
+                && m.scope
                     .site
                     .as_deref()
                     .is_none_or(|s| site.is_some_and(|site| s == &**site))
         })?;
         let reason = match measure.effect {
-            Effect::Suspend => WaitReason::Suspended,
+            Effect::Suspend | Effect::Slow => WaitReason::Suspended,
             Effect::Hold => WaitReason::Held,
         };
         Some((reason, measure.until))
@@ -227,11 +232,13 @@ impl Scheduler {
         let site_at = match self.site_of.get(&site_key) {
             Some(at) => *at,
             None => {
+                let (failures, backoff_until) = self.site_before(&site_key);
                 let at = self.sites.insert(Site {
+                    relay: key.relay.clone(),
                     name: site.clone(),
                     in_flight: 0,
-                    failures: 0,
-                    backoff_until: Timestamp(i64::MIN),
+                    failures,
+                    backoff_until,
                     parked: VecDeque::new(),
                 }) as u32;
                 self.site_of.insert(site_key, at);
@@ -256,6 +263,7 @@ impl Scheduler {
                     as u32;
                 self.lane_of.insert(lane_key, at);
                 if shaped {
+                    self.take_up(at, now);
                     self.ring_by(now);
                 }
                 at

@@ -1,8 +1,9 @@
 use super::*;
 use crate::control::QueueQuery;
 use crate::directory::Directory;
+use crate::measure::{Effect, Lifted, Scope};
 use crate::ports::MxHost;
-use crate::shape::{Effect, LanePlan, Rate, Scope};
+use crate::shape::{LanePlan, Rate};
 use tidegate_mail::{Fault, Stage};
 
 const T0: Timestamp = Timestamp::from_secs(1_000_000);
@@ -191,14 +192,8 @@ fn a_site_that_does_not_answer_is_left_alone_then_probed() {
 #[test]
 fn no_wait_outlives_the_lifetime() {
     let mut s = Scheduler::new(bounds());
-    s.set_measures(vec![Measure {
-        id: "1".into(),
-        scope: Scope::default(),
-        effect: Effect::Hold,
-        cause: "test".into(),
-        since: T0,
-        until: None,
-    }]);
+    let hold = Measure::new("1", Scope::default(), Effect::Hold, "test", T0);
+    s.add_measure(hold);
     s.add(
         &key("a", "x.test", TrafficClass::Transactional),
         entry(1, 0, 0),
@@ -214,21 +209,28 @@ fn no_wait_outlives_the_lifetime() {
     assert!(matches!(s.wake(end, 10)[..], [Wake::Expired(_)]));
 }
 
+fn lifted(measure: Measure, until: Option<Timestamp>) -> Measure {
+    let lifted = Lifted {
+        at: T0,
+        by: "operator".into(),
+        why: "a test".into(),
+        until,
+    };
+    Measure {
+        lifted: Some(lifted),
+        ..measure
+    }
+}
+
 #[test]
 fn a_lifted_hold_lets_mail_go() {
     let mut s = Scheduler::new(bounds());
-    let hold = Measure {
-        id: "1".into(),
-        scope: Scope {
-            domain: Some("x.test".into()),
-            ..Scope::default()
-        },
-        effect: Effect::Hold,
-        cause: "test".into(),
-        since: T0,
-        until: None,
+    let scope = Scope {
+        domain: Some("x.test".into()),
+        ..Scope::default()
     };
-    s.set_measures(vec![hold]);
+    let hold = Measure::new("1", scope, Effect::Hold, "test", T0);
+    s.add_measure(hold.clone());
     s.add(
         &key("a", "x.test", TrafficClass::Transactional),
         entry(1, 0, 0),
@@ -240,7 +242,7 @@ fn a_lifted_hold_lets_mail_go() {
         T0,
     );
     assert_eq!(drain(&mut s, T0).len(), 1);
-    s.set_measures(vec![]);
+    s.lift(lifted(hold, None), T0);
     assert_eq!(drain(&mut s, T0).len(), 1);
 }
 

@@ -18,7 +18,7 @@ use sqlx::Row as _;
 use sqlx::postgres::PgRow;
 use tidegate_mail::{MessageId, Owes, Promise, RecipientId, Timestamp};
 use tidegate_queue::directory::{Credential, Relay, Server, Tenant, Token};
-use tidegate_queue::shape::Measure;
+use tidegate_queue::measure::Measure;
 use tidegate_queue::*;
 
 use crate::codec::{self, Interner, StoredRecipient, parse};

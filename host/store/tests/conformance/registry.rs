@@ -4,7 +4,7 @@ use bytes::Bytes;
 use tidegate_mail::Timestamp;
 use tidegate_mail::dsn::Wording;
 use tidegate_queue::directory::{Credential, Relay, Server, Tenant, Token, Way};
-use tidegate_queue::shape::{Effect, Measure, Scope};
+use tidegate_queue::measure::{Effect, Lifted, Measure, Scope, Setter};
 use tidegate_queue::*;
 
 use crate::common::*;
@@ -21,20 +21,28 @@ pub async fn keeps_cursors_measures_and_shaping_state(place: &Place) {
     assert!(!store.set_shaping_state(0, state(b"two")).await.unwrap());
     assert!(store.set_shaping_state(1, state(b"\0three")).await.unwrap());
     assert!(!store.set_shaping_state(1, state(b"four")).await.unwrap());
-    let measure = |id: &str, cause: &str| Measure {
-        id: id.into(),
-        scope: Scope {
+    let measure = |id: &str, cause: &str| {
+        let scope = Scope {
             site: Some("mx.example".into()),
             ..Scope::default()
-        },
-        effect: Effect::Suspend,
-        cause: cause.into(),
-        since: T0,
-        until: None,
+        };
+        Measure {
+            by: Setter::Host,
+            lifted: Some(Lifted {
+                at: T0,
+                by: "operator".into(),
+                why: "it answers again".into(),
+                until: None,
+            }),
+            ..Measure::new(id, scope, Effect::Suspend, cause, T0)
+        }
     };
-    store.put_measure(measure("m2", "x")).await.unwrap();
-    store.put_measure(measure("m1", "x")).await.unwrap();
-    store.put_measure(measure("m2", "y")).await.unwrap();
+    let both = vec![measure("m2", "x"), measure("m1", "x")];
+    store.change_measures(both, vec![]).await.unwrap();
+    let (m2, m3) = (measure("m2", "y"), measure("m3", "z"));
+    store.change_measures(vec![m2, m3], vec![]).await.unwrap();
+    let gone = vec!["m3".into(), "never there".into()];
+    store.change_measures(vec![], gone).await.unwrap();
     let opened = place.reopen(opened).await;
     let store = &opened.store;
     assert_eq!(store.cursor("file".into()).await.unwrap(), 9);
@@ -46,9 +54,11 @@ pub async fn keeps_cursors_measures_and_shaping_state(place: &Place) {
         store.measures().await.unwrap(),
         [measure("m1", "x"), measure("m2", "y")]
     );
-    assert!(store.remove_measure("m1".into()).await.unwrap());
-    assert!(!store.remove_measure("m1".into()).await.unwrap());
-    assert_eq!(store.measures().await.unwrap().len(), 1);
+    let changes = store.change_measures(vec![measure("m4", "x")], vec!["m1".into()]);
+    changes.await.unwrap();
+    let left = store.measures().await.unwrap();
+    let left: Vec<&str> = left.iter().map(|m| m.id.as_str()).collect();
+    assert_eq!(left, ["m2", "m4"]);
 }
 
 pub async fn keeps_tenants_with_what_is_theirs(place: &Place) {
