@@ -3,6 +3,7 @@
 
 mod delivery;
 mod durability;
+mod export;
 mod faults;
 mod notices;
 mod operator;
@@ -13,6 +14,7 @@ mod rollout;
 mod submission;
 mod transport;
 
+use std::path::Path;
 use std::time::Duration;
 
 use tidegate_tests::client::Crm;
@@ -46,12 +48,23 @@ impl World {
         World::on(Internet::start().unwrap(), change)
     }
 
-    fn on(mut internet: Internet, change: impl FnOnce(Options) -> Options) -> World {
+    fn on(internet: Internet, change: impl FnOnce(Options) -> Options) -> World {
+        World::prepared(internet, change, |_| {})
+    }
+
+    /// With files put into the gateway's directory before it starts.
+    fn prepared(
+        mut internet: Internet,
+        change: impl FnOnce(Options) -> Options,
+        prepare: impl FnOnce(&Path),
+    ) -> World {
         let inbox = internet
             .destination("acme.test", Behaviour::accept())
             .unwrap();
         let options = change(Options::new(&internet).unwrap());
-        let gateway = Gateway::running(options).unwrap();
+        let mut gateway = Gateway::new(options).unwrap();
+        prepare(gateway.directory());
+        gateway.start().unwrap();
         gateway.tenant("acme", &["acme.test"]).unwrap();
         gateway.credential("acme", USER, PASSWORD).unwrap();
         World {

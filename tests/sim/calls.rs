@@ -220,8 +220,13 @@ impl Story {
     async fn check_export(&self) {
         let events = self.scenario.store().events(0, 100_000).await;
         let events = events.expect("the events");
-        let mut through = 0;
+        let (mut through, mut before) = (0, Vec::new());
         for (first, last) in self.scenario.exported.batches() {
+            assert!(
+                first > through || before.contains(&(first, last)),
+                "{first} to {last} comes again with other bounds: {before:?}"
+            );
+            before.push((first, last));
             let missed = events.iter().find(|e| e.seq > through && e.seq < first);
             assert!(missed.is_none(), "left out of the export: {missed:?}");
             through = through.max(last);

@@ -14,6 +14,7 @@ mod scenario;
 mod steady;
 mod world;
 
+mod export;
 mod lifetimes;
 mod measures;
 mod notices;

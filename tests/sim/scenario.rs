@@ -1,6 +1,6 @@
 //! One gateway in one world: submit, let time pass, crash, look.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,25 +33,76 @@ pub struct Scenario {
     dir: tempfile::TempDir,
 }
 
+/// First and last number of a batch.
+type Bounds = (u64, u64);
+
 /// A receiver of exported events; it survives the gateway's crashes.
 #[derive(Default)]
-pub struct Exported(Mutex<Vec<(u64, u64)>>);
+pub struct Exported(Mutex<Receiver>);
+
+#[derive(Default)]
+struct Receiver {
+    taken: Vec<Bounds>,
+    tried: Vec<Bounds>,
+    refused: BTreeSet<u64>,
+    busy: bool,
+}
 
 impl Exported {
-    /// First and last number of each batch, in order.
-    pub fn batches(&self) -> Vec<(u64, u64)> {
-        self.0
-            .lock()
-            .expect("no test panics while holding it")
-            .clone()
+    fn lock(&self) -> std::sync::MutexGuard<'_, Receiver> {
+        self.0.lock().expect("no test panics while holding it")
+    }
+
+    /// The batches that were taken, in order.
+    pub fn batches(&self) -> Vec<Bounds> {
+        self.lock().taken.clone()
+    }
+
+    /// Every batch that was handed over.
+    pub fn tried(&self) -> Vec<Bounds> {
+        self.lock().tried.clone()
+    }
+
+    /// From here on no batch with one of these is taken.
+    pub fn refuse(&self, numbers: &[u64]) {
+        self.lock().refused = numbers.iter().copied().collect();
+    }
+
+    /// Nothing is taken while it is.
+    pub fn busy(&self, busy: bool) {
+        self.lock().busy = busy;
     }
 }
 
 impl Sink for Exported {
     fn deliver(&self, batch: ExportBatch) -> Fut<'_, Result<(), SinkError>> {
-        let mut batches = self.0.lock().expect("no test panics while holding it");
-        batches.push((batch.first, batch.last));
-        Box::pin(std::future::ready(Ok(())))
+        let mut receiver = self.lock();
+        let bounds = (batch.first, batch.last);
+        receiver.tried.push(bounds);
+        let error = SinkError::for_now("log", "not taken");
+        let answer = if receiver.busy {
+            Err(error)
+        } else if receiver
+            .refused
+            .range(batch.first..=batch.last)
+            .next()
+            .is_some()
+        {
+            let again = Again::Never;
+            Err(SinkError { again, ..error })
+        } else {
+            receiver.taken.push(bounds);
+            Ok(())
+        };
+        Box::pin(std::future::ready(answer))
+    }
+
+    fn place(&self) -> String {
+        "the test".to_owned()
+    }
+
+    fn knows_batches(&self) -> bool {
+        true
     }
 }
 

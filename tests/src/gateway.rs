@@ -320,12 +320,21 @@ impl Gateway {
 
     /// What `/health` answers: status code and body.
     pub fn health(&self) -> anyhow::Result<(u16, String)> {
+        self.get("/health")
+    }
+
+    /// What `/metrics` answers.
+    pub fn metrics(&self) -> anyhow::Result<String> {
+        Ok(self.get("/metrics")?.1)
+    }
+
+    fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
         let address = self.options.table["admin"]["address"]
             .as_str()
             .context("an address of the admin API")?;
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(READY_WITHIN))?;
-        stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());

@@ -17,6 +17,7 @@ pub mod mail;
 pub mod postgres;
 pub mod proc;
 pub mod raw;
+pub mod receiver;
 pub mod sink;
 pub mod tls;
 

@@ -30,7 +30,7 @@ use axum::routing::{delete, get, post};
 use bytes::Bytes;
 use serde::Serialize;
 use tidegate_mail::Timestamp;
-use tidegate_queue::control::Stats;
+use tidegate_queue::control::{ExportStatus, Stats};
 use tidegate_queue::{
     Activation, Clock, Engine, Fut, Registry, Revision, StoreCounts, StoreResult,
 };
@@ -81,6 +81,19 @@ pub trait Host: Send + Sync + 'static {
 
     /// Names of the configured exporters, which are the valid `export/NAME` slots.
     fn exporters(&self) -> Vec<String>;
+
+    /// How often what a slot runs was changed since the start.
+    fn policy_changes(&self) -> Vec<PolicyChanges>;
+}
+
+/// Changes of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyChanges {
+    /// As [`Activation::word`] says it.
+    pub change: &'static str,
+    /// `operator`, `tenant` or `gateway`.
+    pub by: &'static str,
+    pub count: u64,
 }
 
 /// Which revision is asked about which decisions.
@@ -191,6 +204,7 @@ pub fn router(context: Context) -> Router {
         .route("/queue/retry", post(queue::retry))
         .route("/measures", get(queue::measures).post(queue::add_measure))
         .route("/measures/{id}/lift", post(queue::lift_measure))
+        .route("/exports", get(exports))
         .route("/log", get(logs::search))
         .route("/log/{id}", get(logs::show))
         // Within the router, so that the matched route is known.
@@ -231,6 +245,9 @@ struct Health {
     /// Recipients in the queue past their lifetime.
     #[serde(skip_serializing_if = "is_zero")]
     overdue: u64,
+    /// Exporters with nothing but failures for a minute.
+    #[serde(skip_serializing_if = "is_zero")]
+    exports_failing: u64,
 }
 
 fn is_zero(number: &u64) -> bool {
@@ -241,6 +258,7 @@ fn is_zero(number: &u64) -> bool {
 async fn health(State(context): Shared) -> (axum::http::StatusCode, axum::Json<Health>) {
     use tidegate_queue::Intake;
     let overdue = context.engine.stats().overdue;
+    let exports_failing = context.engine.exports_failing();
     match context.engine.refusal() {
         None => (
             axum::http::StatusCode::OK,
@@ -248,6 +266,7 @@ async fn health(State(context): Shared) -> (axum::http::StatusCode, axum::Json<H
                 status: "ok",
                 reason: None,
                 overdue,
+                exports_failing,
             }),
         ),
         Some(reply) => (
@@ -256,6 +275,7 @@ async fn health(State(context): Shared) -> (axum::http::StatusCode, axum::Json<H
                 status: "refusing",
                 reason: Some(reply.to_string()),
                 overdue,
+                exports_failing,
             }),
         ),
     }
@@ -280,6 +300,11 @@ async fn status(State(context): Shared) -> axum::Json<Status> {
         uptime_seconds: context.clock.now().since(context.started_at).as_secs(),
         refusing: context.engine.refusal().map(|reply| reply.to_string()),
     })
+}
+
+/// How each exporter does.
+async fn exports(State(context): Shared) -> Result<axum::Json<Vec<ExportStatus>>, ApiError> {
+    Ok(axum::Json(context.engine.exports().await?))
 }
 
 #[derive(Serialize)]

@@ -6,18 +6,90 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use tidegate_queue::StoreCounts;
-use tidegate_queue::control::Stats;
+use tidegate_queue::control::{ExportStatus, Stats};
 
-use crate::Shared;
+use crate::{PolicyChanges, Shared};
 
 /// Without the store's counts where the store does not answer: a scrape must not fail with it.
 pub(crate) async fn metrics(State(context): Shared) -> impl IntoResponse {
     let counts = context.engine.store().counts().await.ok();
+    let exports = context.engine.exports().await.unwrap_or_default();
     let uptime = context.clock.now().since(context.started_at).as_secs();
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
-        render(&context.engine.stats(), counts.as_ref(), uptime),
+        render(&context.engine.stats(), counts.as_ref(), uptime)
+            + &render_exports(&exports)
+            + &render_changes(&context.host.policy_changes()),
     )
+}
+
+/// One metric with a sample for each set of labels; nothing without samples.
+fn labelled(text: &mut String, kind: &str, name: &str, help: &str, samples: &[(String, u64)]) {
+    if samples.is_empty() {
+        return;
+    }
+    // Writing to a String can't fail, here and below.
+    let _ = write!(
+        text,
+        "# HELP tidegate_{name} {help}\n# TYPE tidegate_{name} {kind}\n"
+    );
+    for (labels, value) in samples {
+        let _ = writeln!(text, "tidegate_{name}{{{labels}}} {value}");
+    }
+}
+
+fn render_exports(exports: &[ExportStatus]) -> String {
+    let mut text = String::new();
+    let mut metric = |kind: &str, name: &str, help: &str, value: fn(&ExportStatus) -> u64| {
+        // Names of exporters are letters, digits and hyphens.
+        let samples: Vec<_> = exports
+            .iter()
+            .map(|e| (format!("exporter=\"{}\"", e.name), value(e)))
+            .collect();
+        labelled(&mut text, kind, name, help, &samples);
+    };
+    metric(
+        "counter",
+        "export_events_total",
+        "Events handed over.",
+        |e| e.events,
+    );
+    metric(
+        "counter",
+        "export_failures_total",
+        "Batches not rendered or not taken; they are handed over again.",
+        |e| e.failures,
+    );
+    metric(
+        "counter",
+        "export_left_out_total",
+        "Events refused for good while others were taken.",
+        |e| e.left_out,
+    );
+    metric(
+        "gauge",
+        "export_lag_seconds",
+        "Age of the oldest event not handed over.",
+        |e| e.lag_seconds,
+    );
+    metric(
+        "gauge",
+        "export_failing",
+        "1 while the last try failed.",
+        |e| u64::from(e.failing_since.is_some()),
+    );
+    text
+}
+
+fn render_changes(changes: &[PolicyChanges]) -> String {
+    let mut text = String::new();
+    let samples: Vec<_> = changes
+        .iter()
+        .map(|c| (format!("change=\"{}\",by=\"{}\"", c.change, c.by), c.count))
+        .collect();
+    let help = "Changes of what a slot runs: by the operator, tenants, or the gateway itself.";
+    labelled(&mut text, "counter", "policy_changes_total", help, &samples);
+    text
 }
 
 fn render(stats: &Stats, counts: Option<&StoreCounts>, uptime: u64) -> String {
@@ -151,6 +223,31 @@ fn render(stats: &Stats, counts: Option<&StoreCounts>, uptime: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn exporters_and_changes_are_labels() {
+        let export = |name: &str, events| ExportStatus {
+            name: name.to_owned(),
+            events,
+            ..ExportStatus::default()
+        };
+        let text = render_exports(&[export("crm", 7), export("log", 9)]);
+        assert!(text.starts_with(
+            "# HELP tidegate_export_events_total Events handed over.\n\
+             # TYPE tidegate_export_events_total counter\n\
+             tidegate_export_events_total{exporter=\"crm\"} 7\n\
+             tidegate_export_events_total{exporter=\"log\"} 9\n"
+        ));
+        assert_eq!(render_exports(&[]), "");
+        let changes = [PolicyChanges {
+            change: "rolled back",
+            by: "gateway",
+            count: 2,
+        }];
+        assert!(render_changes(&changes).ends_with(
+            "\ntidegate_policy_changes_total{change=\"rolled back\",by=\"gateway\"} 2\n"
+        ));
+    }
 
     #[test]
     fn every_sample_has_help_and_type() {

@@ -294,7 +294,7 @@ pub(crate) async fn upload(
         "policy uploaded"
     );
     if let (Some(slot), Some(step)) = (new.slot, step) {
-        put(&context, &caller, slot, step, &revision, new.note).await?;
+        put(&context, &caller, slot, step, None, &revision, new.note).await?;
     }
     Ok((
         StatusCode::CREATED,

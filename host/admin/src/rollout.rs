@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tidegate_mail::Timestamp;
 use tidegate_queue::rollout::{self, SlotState, Step};
-use tidegate_queue::{Activation, Revision};
+use tidegate_queue::{Activation, Purpose, Revision};
 
 use crate::extract::{Caller, Json, Query};
 use crate::policies::{Answer, check_slot, find, world_of};
@@ -31,6 +31,7 @@ pub(crate) async fn put(
     caller: &Caller,
     slot: String,
     step: Step,
+    purpose: Option<Purpose>,
     revision: &Revision,
     note: String,
 ) -> Result<Activation, ApiError> {
@@ -52,7 +53,8 @@ pub(crate) async fn put(
         )
         .remedy("activate it; a roll-back brings the one before it back"));
     }
-    change(context, caller, slot, step, revision.digest.clone(), note).await
+    let digest = revision.digest.clone();
+    change(context, caller, slot, step, purpose, digest, note).await
 }
 
 async fn change(
@@ -60,6 +62,7 @@ async fn change(
     caller: &Caller,
     slot: String,
     step: Step,
+    purpose: Option<Purpose>,
     digest: String,
     note: String,
 ) -> Result<Activation, ApiError> {
@@ -67,6 +70,7 @@ async fn change(
         slot,
         digest,
         step,
+        purpose,
         at: context.clock.now(),
         by: caller.name(),
         note,
@@ -76,13 +80,6 @@ async fn change(
     if change.slot == "shaping" {
         context.engine.replan();
     }
-    tracing::info!(
-        slot = change.slot,
-        digest = change.digest,
-        step = step.as_str(),
-        by = change.by,
-        "policy changed"
-    );
     Ok(change)
 }
 
@@ -148,13 +145,22 @@ async fn make(
     caller: &Caller,
     wanted: Wanted,
     step: Step,
+    purpose: Option<Purpose>,
 ) -> Answer<Activation> {
     validate::note("note", &wanted.note)?;
     check_slot(context, caller, &wanted.slot).await?;
     let revision = find(context, caller, &wanted.digest).await?;
-    put(context, caller, wanted.slot, step, &revision, wanted.note)
-        .await
-        .map(axum::Json)
+    put(
+        context,
+        caller,
+        wanted.slot,
+        step,
+        purpose,
+        &revision,
+        wanted.note,
+    )
+    .await
+    .map(axum::Json)
 }
 
 pub(crate) async fn activate(
@@ -162,7 +168,7 @@ pub(crate) async fn activate(
     Extension(caller): Extension<Caller>,
     Json(wanted): Json<Wanted>,
 ) -> Answer<Activation> {
-    make(&context, &caller, wanted, Step::Activate).await
+    make(&context, &caller, wanted, Step::Activate, None).await
 }
 
 pub(crate) async fn shadow(
@@ -170,7 +176,7 @@ pub(crate) async fn shadow(
     Extension(caller): Extension<Caller>,
     Json(wanted): Json<Wanted>,
 ) -> Answer<Activation> {
-    make(&context, &caller, wanted, Step::Shadow).await
+    make(&context, &caller, wanted, Step::Shadow, None).await
 }
 
 #[derive(Deserialize)]
@@ -215,7 +221,7 @@ pub(crate) async fn canary(
         digest,
         note: canary.note,
     };
-    make(&context, &caller, wanted, step).await
+    make(&context, &caller, wanted, step, None).await
 }
 
 #[derive(Deserialize)]
@@ -238,7 +244,14 @@ pub(crate) async fn promote(
         slot: request.slot,
         note: request.note,
     };
-    make(&context, &caller, wanted, Step::Activate).await
+    make(
+        &context,
+        &caller,
+        wanted,
+        Step::Activate,
+        Some(Purpose::Promotion),
+    )
+    .await
 }
 
 #[derive(Default, Deserialize)]
@@ -298,7 +311,8 @@ pub(crate) async fn rollback(
         (Some(now), Step::Activate) => format!("rolled back from {:.12}", now.digest),
         _ => String::new(),
     };
-    change(&context, &caller, request.slot, step, digest, note)
+    let purpose = Some(Purpose::RollBack);
+    change(&context, &caller, request.slot, step, purpose, digest, note)
         .await
         .map(axum::Json)
 }

@@ -9,7 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use tidegate_mail::Verdict;
 use tidegate_net::clock::OsClock;
-use tidegate_queue::Resolver;
+use tidegate_queue::{Resolver, Sink};
 
 use crate::cli::{Exit, Failure, Outcome, out, out_json};
 use crate::config::{self, Config};
@@ -178,6 +178,7 @@ fn environment(config: &Config, findings: &mut Findings) -> Outcome {
         .map_err(|e| Failure::failed(format!("no threads: {e}"), ""))?;
     runtime.block_on(async {
         dns(config, findings).await;
+        exporters(config, findings);
         if held.is_some() {
             database(config, findings).await;
         }
@@ -262,6 +263,22 @@ async fn dns(config: &Config, findings: &mut Findings) {
                  (delivery.dnssec)"
             },
         );
+    }
+}
+
+/// Whether what an exporter needs for its requests is there. Nothing is posted.
+fn exporters(config: &Config, findings: &mut Findings) {
+    let clock: Arc<dyn tidegate_queue::Clock> = Arc::new(OsClock);
+    let http = |e: &config::Export| e.kind == config::ExportKind::Http;
+    for (name, export) in config.export.iter().filter(|(_, e)| http(e)) {
+        let what = format!("export.{name}");
+        let made = parts::resolver(config, clock.clone())
+            .and_then(|resolver| parts::http_sink(config, name, export, &resolver, &clock));
+        match made {
+            Ok(sink) => findings.ok(what, format!("posts to {}", Sink::place(&sink))),
+            Err(Failure::Failed { message, remedy }) => findings.bad(what, message, remedy),
+            Err(other) => findings.bad(what, other.to_string(), ""),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod client;
 mod directory;
+mod export;
 mod log;
 mod policy;
 mod policy_build;
@@ -174,6 +175,9 @@ pub enum Command {
     Queue(queue::QueueCommand),
     /// The delivery log: what happened to a mail.
     Log(log::LogArgs),
+    /// Exporters of the delivery log: how far they are.
+    #[command(subcommand)]
+    Export(export::ExportCommand),
     /// The gateway in numbers.
     Stats,
     /// Print the completions of a shell.
@@ -259,6 +263,7 @@ fn run(cli: Cli, by_hand: bool) -> Outcome {
         Command::Server(command) => command.run(&client()?),
         Command::Relay(command) => command.run(&client()?),
         Command::Token(command) => command.run(&client()?),
+        Command::Export(command) => command.run(&client()?),
         Command::Policy(policy::PolicyCommand::Test(args)) => {
             policy_test::run(&args, by_hand.then_some(cli.config.as_path()), json)
         }

@@ -356,14 +356,27 @@ table! {
 pub enum ExportKind {
     #[default]
     File,
+    Http,
+}
+
+/// How a receiver wants its secret.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ExportAuth {
+    #[default]
+    Plain,
+    Bearer,
+    Basic,
+    Splunk,
+    ApiKey,
 }
 
 table! {
     /// An exporter of the delivery log: what the policy active in the slot `export/NAME`
-    /// renders is written here. The place in the log is kept, so nothing is left out over a
-    /// restart; after a crash a batch may come twice.
+    /// renders is written or posted here. The place in the log is kept, so nothing is left out over a
+    /// restart; after a crash a batch may come twice. See "Exporting the log" above for examples.
     Export "[export.NAME]" {
-        /// `file`: appended to `NAME.jsonl` in `dir`, which is rotated.
+        /// `file`: appended to `NAME.jsonl` in `dir`, which is rotated. `http`: posted to `url`.
         kind: ExportKind = ExportKind::File,
         /// Directory of the files. None: `export/NAME` in `data_dir`.
         dir: Option<PathBuf> = None,
@@ -371,6 +384,32 @@ table! {
         rotate_size: Size = Size::mib(64),
         /// Rotated files kept, as `NAME.jsonl.1` (the newest) and so on.
         keep: u32 = 8,
+        /// Where each body that the policy renders is posted to: `https://host[:port]/path`. No redirect is
+        /// followed. `http` needs `allow_private`.
+        url: Option<String> = None,
+        /// Further header fields of each request, as `"Name: value"`. What is secret belongs into
+        /// `secret_file`.
+        headers: Vec<String> = Vec::new(),
+        /// A file with the secret that opens the receiver, readable by the gateway's user only. It is
+        /// read for each request, so a new one counts at once.
+        secret_file: Option<PathBuf> = None,
+        /// How the secret is written into its field: `plain` (the file holds the whole value), `bearer`,
+        /// `basic` (the file holds `user:password`), `splunk` or `api-key` (Elasticsearch).
+        auth: ExportAuth = ExportAuth::Plain,
+        /// The field that it is written into.
+        auth_header: String = "Authorization".into(),
+        /// A file with the key that each request is signed with, as Standard Webhooks has it: in the fields
+        /// `webhook-id`, `webhook-timestamp` and `webhook-signature` (HMAC-SHA256). A key is any text, or
+        /// `whsec_` and base64; of several lines each signs, so that a receiver can change its key. None: not signed.
+        signing_key_file: Option<PathBuf> = None,
+        /// For a request as a whole, with the connection. What is not answered by then is posted again.
+        timeout: Span = Span::secs(30),
+        /// Roots that the receiver's certificate is checked against, PEM. None: those of
+        /// `delivery.trust_anchors`.
+        trust_anchors: Option<PathBuf> = None,
+        /// Whether the receiver may be at a loopback or private address, and be reached by `http` there.
+        /// `delivery.allow_private_destinations` allows it as well.
+        allow_private: bool = false,
     }
 }
 

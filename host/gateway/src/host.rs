@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use serde_json::{Map, Value};
-use tidegate_admin::{ApiError, Host, Inputs, Rehearse, Upload};
+use tidegate_admin::{ApiError, Host, Inputs, PolicyChanges, Rehearse, Upload};
 use tidegate_mail::Fault;
 use tidegate_net::smtp::Smtp;
 use tidegate_queue::{Activation, Directory, Engine, Fut, Registry, Revision, StoreResult};
@@ -110,5 +110,9 @@ impl Host for GatewayHost {
 
     fn exporters(&self) -> Vec<String> {
         self.exporters.clone()
+    }
+
+    fn policy_changes(&self) -> Vec<PolicyChanges> {
+        self.policies.changes()
     }
 }

@@ -2,10 +2,13 @@
 //! it can't be had.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tidegate_net::resolver::{DnsConfig, DnsResolver, Dnssec};
-use tidegate_net::sink::{FileSink, FileSinkConfig};
+use tidegate_net::sink::{
+    Credential, FileSink, FileSinkConfig, HttpSink, HttpSinkConfig, Scheme, Secret, Target, header,
+};
 use tidegate_net::smtp::{Smtp, SmtpConfig, Timeouts, TrustAnchors};
 use tidegate_net::sts::StsConfig;
 use tidegate_queue::route::Ceilings;
@@ -13,7 +16,8 @@ use tidegate_queue::shape::Limits;
 use tidegate_queue::{Clock, Registry, Settings, Sink, Store, StoreError};
 
 use crate::cli::Failure;
-use crate::config::{Config, DnssecMode, ExportKind};
+use crate::config::{Config, DnssecMode, Export, ExportAuth, ExportKind};
+use crate::secrets;
 
 /// The store with the words for a person where it does not open.
 pub async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Arc<dyn Registry>), Failure> {
@@ -118,25 +122,106 @@ pub fn transport(
     })
 }
 
-pub fn sinks(config: &Config) -> Result<HashMap<String, Arc<dyn Sink>>, Failure> {
+pub fn sinks(
+    config: &Config,
+    resolver: &Arc<DnsResolver>,
+    clock: &Arc<dyn Clock>,
+) -> Result<HashMap<String, Arc<dyn Sink>>, Failure> {
     let mut sinks: HashMap<String, Arc<dyn Sink>> = HashMap::new();
     for (name, export) in &config.export {
-        let sink = match export.kind {
+        let sink: Arc<dyn Sink> = match export.kind {
             ExportKind::File => {
                 let mut file = FileSinkConfig::new(config.export_dir(name, export), name.clone());
                 file.max_bytes = export.rotate_size.get();
                 file.keep = export.keep;
-                FileSink::open(file).map_err(|e| {
+                Arc::new(FileSink::open(file).map_err(|e| {
                     Failure::failed(
                         e.to_string(),
                         format!("make export.{name}.dir a directory that tidegate can write to"),
                     )
-                })?
+                })?)
             }
+            ExportKind::Http => Arc::new(http_sink(config, name, export, resolver, clock)?),
         };
-        sinks.insert(name.clone(), Arc::new(sink));
+        sinks.insert(name.clone(), sink);
     }
     Ok(sinks)
+}
+
+/// A secret in a file that only its owner may read.
+fn secret(path: &Path) -> Secret {
+    let path = path.to_owned();
+    Arc::new(move || {
+        secrets::read_private(&path)
+            .map_err(|e| e.to_string())
+            .and_then(|text| match text.trim() {
+                "" => Err("it is empty".to_owned()),
+                text => Ok(text.to_owned()),
+            })
+            .map_err(|e| format!("{}: {e}", path.display()))
+    })
+}
+
+/// An exporter's endpoint; its secrets can be read now.
+pub fn http_sink(
+    config: &Config,
+    name: &str,
+    export: &Export,
+    resolver: &Arc<DnsResolver>,
+    clock: &Arc<dyn Clock>,
+) -> Result<HttpSink, Failure> {
+    // The values are checked when the configuration is read.
+    let wrong = |key: &str, reason: String| {
+        Failure::usage(format!("export.{name}.{key}: {reason}"), "correct it")
+    };
+    let url = export.url.as_deref().unwrap_or_default();
+    let target = Target::parse(url).map_err(|e| wrong("url", e))?;
+    let headers = export.headers.iter().map(|line| header(line));
+    let headers = headers.collect::<Result<_, _>>();
+    let headers = headers.map_err(|e| wrong("headers", e))?;
+    let auth_header = header(&format!("{}: x", export.auth_header));
+    let (auth_header, _) = auth_header.map_err(|e| wrong("auth_header", e))?;
+    let readable = |key: &str, path: &Option<PathBuf>| -> Result<Option<Secret>, Failure> {
+        let Some(path) = path else { return Ok(None) };
+        let secret = secret(path);
+        let read = secret();
+        read.map(|_| Some(secret.clone())).map_err(|e| {
+            Failure::failed(
+                format!("export.{name}.{key}: {e}"),
+                "put the secret into it, with mode 0600 and the owner that runs tidegate",
+            )
+        })
+    };
+    let credential = readable("secret_file", &export.secret_file)?.map(|secret| Credential {
+        header: auth_header,
+        scheme: match export.auth {
+            ExportAuth::Plain => Scheme::Plain,
+            ExportAuth::Bearer => Scheme::Bearer,
+            ExportAuth::Basic => Scheme::Basic,
+            ExportAuth::Splunk => Scheme::Splunk,
+            ExportAuth::ApiKey => Scheme::ApiKey,
+        },
+        secret,
+    });
+    let http = HttpSinkConfig {
+        name: name.to_owned(),
+        target,
+        headers,
+        credential,
+        signing_key: readable("signing_key_file", &export.signing_key_file)?,
+        timeout: export.timeout.get(),
+        trust_anchors: match &export.trust_anchors {
+            Some(path) => TrustAnchors::File(path.clone()),
+            None => trust_anchors(config),
+        },
+        allow_private: export.allow_private || config.delivery.allow_private_destinations,
+    };
+    HttpSink::new(http, resolver.clone(), clock.clone()).map_err(|e| {
+        Failure::failed(
+            format!("export.{name}: {e}"),
+            format!("check export.{name}.trust_anchors, or remove it"),
+        )
+    })
 }
 
 /// The engine's settings out of the configuration.

@@ -6,6 +6,7 @@
 //! at once and written down after; what another gateway on the same database changed is found
 //! in its history.
 
+mod changes;
 mod defaults;
 mod follow;
 mod inputs;
@@ -15,7 +16,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use arc_swap::ArcSwap;
-use tidegate_admin::{ApiError, Upload};
+use tidegate_admin::{ApiError, PolicyChanges, Upload};
 use tidegate_net::clock::OsClock;
 use tidegate_policy::{
     CodeCache, Fallback, HostOptions, Incident, Observed, PolicyEngine, PolicyHost, Prepared,
@@ -110,6 +111,7 @@ pub struct Policies {
     clock: OsClock,
     exporters: Vec<String>,
     kept: Kept,
+    changes: changes::Changes,
     /// One change at a time, so that registry and host agree on the order.
     changing: tokio::sync::Mutex<()>,
     /// Rehearsals at the same time.
@@ -180,6 +182,7 @@ impl Policies {
                 // An event may name what decided a lifetime before.
                 log: config.log.retention.get() + config.delivery.lifetime.get(),
             },
+            changes: changes::Changes::default(),
             changing: tokio::sync::Mutex::new(()),
             rehearsing: tokio::sync::Semaphore::new(2),
             news: Mutex::new(news.map(|(incidents, observed)| News {
@@ -324,9 +327,17 @@ impl Policies {
                 .load(prepared)
                 .map_err(|e| ApiError::internal(e.to_string()))?;
         }
+        let before = self.host.active(&change.slot);
         self.registry.activate(change.clone()).await?;
         self.apply(&change, prepared.as_ref())
-            .map_err(|e| ApiError::invalid("slot", e))
+            .map_err(|e| ApiError::invalid("slot", e))?;
+        self.changes.tell(&change, before.as_deref());
+        Ok(())
+    }
+
+    /// How often what a slot runs was changed since the start.
+    pub fn changes(&self) -> Vec<PolicyChanges> {
+        self.changes.counts()
     }
 
     /// Puts in force what is written down.

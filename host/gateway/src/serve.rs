@@ -120,8 +120,8 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
     let token = admin_token(config)?;
     let certificate = certificate(config)?;
     let admin_socket = submission::listen("admin API", config.admin.address)?;
-    let sinks = parts::sinks(config)?;
     let resolver = parts::resolver(config, clock.clone())?;
+    let sinks = parts::sinks(config, &resolver, &clock)?;
     let smtp = Arc::new(parts::transport(config, resolver.clone(), clock.clone())?);
     let (store, registry) = parts::open_store(config).await?;
     let stored = |e: StoreError| {

@@ -2,6 +2,7 @@
 //! to the network.
 
 pub mod clock;
+mod http;
 pub mod resolver;
 pub mod sink;
 pub mod smtp;

@@ -20,6 +20,7 @@ use tidegate_mail::Timestamp;
 use tidegate_mail::sts::{Mode, Policy, announced};
 use tidegate_queue::ports::Clock;
 
+use crate::http::connector;
 use crate::resolver::DnsConfig;
 use crate::resolver::ask::Dns;
 use crate::resolver::records::{Found, fqdn, records};
@@ -99,7 +100,7 @@ impl Sts {
             None => HashMap::new(),
         };
         Ok(Sts {
-            tls: fetch::connector(&config.trust_anchors)?,
+            tls: connector(&config.trust_anchors)?,
             config,
             clock,
             kept: Mutex::new(kept),

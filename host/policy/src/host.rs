@@ -431,7 +431,10 @@ impl PolicyHost {
             return Err(PolicyFault::Temporary(Failure::Busy.to_string()));
         };
         if !slot.breaker().allows(self.engine.uptime_ms()) {
-            return Err(PolicyFault::Broken("it failed again and again".to_owned()));
+            // Not the fault of what is asked now.
+            return Err(PolicyFault::Temporary(
+                "it failed again and again, and is left alone for a while".to_owned(),
+            ));
         }
         match call(&slot.current).await {
             Ok(answer) => {

@@ -87,3 +87,32 @@ pub struct Stats {
     /// defect or the database can't be read.
     pub overdue: u64,
 }
+
+/// How an exporter does; the numbers are since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportStatus {
+    pub name: String,
+    /// Where it hands over to.
+    pub to: String,
+    /// Number of the last event handed over.
+    pub cursor: u64,
+    /// Age of the oldest event that was not handed over yet.
+    pub lag_seconds: u64,
+    /// No policy is in force in its slot.
+    pub inactive: bool,
+    pub events: u64,
+    pub batches: u64,
+    /// Batches not rendered or not taken.
+    pub failures: u64,
+    /// Events refused for good while others were taken.
+    pub left_out: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_left_out: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_success: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failing_since: Option<Timestamp>,
+    /// Why the last try failed, while it fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}

@@ -35,6 +35,7 @@ use crate::directory::Directory;
 use crate::ports::*;
 use crate::schedule::{Bounds, NewEntry, Next, QueueKey, Scheduler};
 use crate::settings::Settings;
+use export::Exports;
 use flight::Flights;
 use notify::Debts;
 use settle::Ledger;
@@ -72,6 +73,7 @@ pub struct Engine {
     ledger: Ledger,
     debts: Debts,
     counters: Counters,
+    exports: Exports,
     /// Deliveries are spawned as limits allow; without it only `run_due` makes progress.
     running: AtomicBool,
     /// Set while stopping: nothing new is accepted or attempted.
@@ -169,6 +171,7 @@ impl Engine {
             ledger: Ledger::default(),
             debts,
             counters: Counters::default(),
+            exports: Exports::default(),
             running: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             store_failed: AtomicBool::new(false),

@@ -19,5 +19,5 @@ pub use directory::Directory;
 pub use engine::{Engine, Parts};
 pub use intake::{Intake, Submission};
 pub use ports::*;
-pub use rollout::{Activation, Step};
+pub use rollout::{Activation, Purpose, Step};
 pub use settings::Settings;

@@ -18,7 +18,7 @@ pub use clock::Clock;
 pub use policy::{Policy, PolicyFault};
 pub use registry::{DecisionQuery, DecisionRow, Registry, Revision, Uploaded};
 pub use resolver::{Dane, Destination, MxHost, Protection, Resolver, Tlsa};
-pub use sink::{ExportBatch, Payload, Sink, SinkError};
+pub use sink::{Again, ExportBatch, Payload, Sink, SinkError};
 pub use store::*;
 pub use transport::{
     ContentReader, Endpoint, Hand, HandOff, Job, JobRecipient, Target, TlsMode, Transport,

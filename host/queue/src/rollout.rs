@@ -47,6 +47,9 @@ pub struct Activation {
     pub digest: String,
     #[serde(flatten)]
     pub step: Step,
+    /// What the step was taken for, where it does not say so itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purpose: Option<Purpose>,
     pub at: Timestamp,
     /// `operator`, `tenant:ID`, or `gateway` where it acted by itself.
     pub by: String,
@@ -55,6 +58,36 @@ pub struct Activation {
     /// What was measured, where the gateway acted by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+}
+
+/// What a step was taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// What was on trial is in force for all.
+    Promotion,
+    /// One step back.
+    RollBack,
+}
+
+impl Activation {
+    /// The change in one word, for logs and histories.
+    pub fn word(&self) -> &'static str {
+        match self.purpose {
+            Some(Purpose::Promotion) => "promoted",
+            Some(Purpose::RollBack) => "rolled back",
+            None => self.step.as_str(),
+        }
+    }
+
+    /// What kind of caller made it: `operator`, `tenant` or `gateway`.
+    pub fn by_whom(&self) -> &'static str {
+        match self.by.as_str() {
+            GATEWAY => GATEWAY,
+            by if by.starts_with("tenant:") => "tenant",
+            _ => "operator",
+        }
+    }
 }
 
 /// Who is recorded for what the gateway does by itself.
@@ -209,6 +242,7 @@ mod tests {
             slot: "routing/acme".to_owned(),
             digest: digest.to_owned(),
             step,
+            purpose: None,
             at: Timestamp(at),
             by: "operator".to_owned(),
             note: String::new(),

@@ -187,6 +187,10 @@ impl Host for TestHost {
         token.bytes().rev().map(|b| format!("{b:02x}")).collect()
     }
 
+    fn policy_changes(&self) -> Vec<tidegate_admin::PolicyChanges> {
+        Vec::new()
+    }
+
     fn exporters(&self) -> Vec<String> {
         vec!["log".to_owned()]
     }

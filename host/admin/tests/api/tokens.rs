@@ -98,6 +98,7 @@ fn routes() -> Vec<(&'static str, &'static str, Value, u16, u16, u16)> {
             403,
             200,
         ),
+        ("GET", "/exports", none.clone(), 403, 403, 200),
         ("GET", "/slots", none.clone(), 200, 200, 200),
         ("GET", "/slots/status", none.clone(), 200, 200, 200),
         (

@@ -208,6 +208,11 @@ fn revisions(list: &Value) -> Table {
 
 /// `canary 5 %`, `activated`.
 fn step(a: &Value) -> String {
+    match a["purpose"].as_str() {
+        Some("promotion") => return "promoted".to_owned(),
+        Some("roll-back") => return "rolled back".to_owned(),
+        _ => {}
+    }
     match a["step"].as_str() {
         Some("canary") => {
             let permille = a["permille"].as_f64().unwrap_or_default();
@@ -259,9 +264,9 @@ fn statuses(list: &Value) -> Table {
             }
             table.row([
                 cell(&slot["slot"]),
-                match step(activation).as_str() {
-                    "activated" => "in force".to_owned(),
-                    trial => trial.to_owned(),
+                match activation["step"].as_str() {
+                    Some("activate") => "in force".to_owned(),
+                    _ => step(activation),
                 },
                 short(&cell(&activation["digest"])).to_owned(),
                 time_of(&activation["at"]),

@@ -107,8 +107,14 @@ fn absolute(config: &mut Config, base: &Path) {
         *path = base.join(&*path);
     }
     for export in config.export.values_mut() {
-        if let Some(dir) = &mut export.dir {
-            *dir = base.join(&*dir);
+        let paths = [
+            &mut export.dir,
+            &mut export.secret_file,
+            &mut export.signing_key_file,
+            &mut export.trust_anchors,
+        ];
+        for path in paths.into_iter().flatten() {
+            *path = base.join(&*path);
         }
     }
 }
@@ -329,6 +335,31 @@ mod tests {
                 "2:7 submission.listener.tls",
             ),
             ("[export.\"A b\"]\n", "1:1 export.A b"),
+            ("[export.a]\nkind = \"http\"\n", "1:1 export.a.url"),
+            (
+                "[export.a]\nkind = \"http\"\nurl = \"crm.example\"\n",
+                "3:7 export.a.url",
+            ),
+            (
+                "[export.a]\nkind = \"http\"\nurl = \"http://crm.example/\"\n",
+                "3:7 export.a.url",
+            ),
+            (
+                "[export.a]\nurl = \"https://crm.example/\"\n",
+                "2:7 export.a.url",
+            ),
+            (
+                "[export.a]\nkind = \"http\"\nurl = \"https://crm.example/\"\nheaders = [\"A: b\", \"Host: c\"]\n",
+                "4:20 export.a.headers.1",
+            ),
+            (
+                "[export.a]\nkind = \"http\"\nurl = \"https://crm.example/\"\ntimeout = \"1ms\"\n",
+                "4:11 export.a.timeout",
+            ),
+            (
+                "[export.a]\nkind = \"http\"\nurl = \"https://crm.example/\"\nauth = \"bearer\"\n",
+                "4:8 export.a.auth",
+            ),
             (
                 "[delivery]\nresolvers = [\"dns\"]\n",
                 "2:14 delivery.resolvers.0",

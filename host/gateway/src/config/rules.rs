@@ -5,8 +5,12 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
+use tidegate_net::sink::{Target, header};
+
 use super::load::{Problem, place_of};
-use super::{Config, DnssecMode, ListenerTls, Size, Span, resolver_address};
+use super::{
+    Config, DnssecMode, Export, ExportAuth, ExportKind, ListenerTls, Size, Span, resolver_address,
+};
 
 /// The checks that types can't do.
 pub(super) struct Check<'a> {
@@ -257,6 +261,69 @@ impl Check<'_> {
         }
     }
 
+    /// What would have no effect is a mistake: its author believes it has.
+    fn export_file(&mut self, name: &str, export: &Export) {
+        for (key, given) in [
+            ("url", export.url.is_some()),
+            ("secret_file", export.secret_file.is_some()),
+            ("signing_key_file", export.signing_key_file.is_some()),
+        ] {
+            if given {
+                self.fail(
+                    &format!("export.{name}.{key}"),
+                    "a file has none",
+                    format!("remove it, or set export.{name}.kind to \"http\""),
+                );
+            }
+        }
+    }
+
+    fn export_http(&mut self, name: &str, export: &Export, near: bool) {
+        let key = |field: &str| format!("export.{name}.{field}");
+        match export.url.as_deref().map(Target::parse) {
+            None => self.fail(
+                &key("url"),
+                "an exporter of the kind http needs one",
+                "say where to post to, such as \"https://crm.example/hooks/mail\"",
+            ),
+            Some(Err(reason)) => self.fail(
+                &key("url"),
+                reason,
+                "write it like \"https://crm.example/hooks/mail\"",
+            ),
+            Some(Ok(target)) if !target.tls && !near => self.fail(
+                &key("url"),
+                "the log would cross the network in clear",
+                "use https, or set allow_private for a receiver at a loopback or private address",
+            ),
+            Some(Ok(_)) => {}
+        }
+        for (n, line) in export.headers.iter().enumerate() {
+            let checked = header(line).and_then(|(name, _)| match name.as_str() {
+                "authorization" => Err("a secret does not belong here: use secret_file".to_owned()),
+                _ => Ok(()),
+            });
+            if let Err(reason) = checked {
+                self.fail(
+                    &format!("export.{name}.headers.{n}"),
+                    reason,
+                    "write it like \"X-Source: tidegate\"",
+                );
+            }
+        }
+        if let Err(reason) = header(&format!("{}: x", export.auth_header)) {
+            self.fail(&key("auth_header"), reason, "use \"Authorization\"");
+        }
+        if export.auth != ExportAuth::Plain && export.secret_file.is_none() {
+            self.fail(
+                &key("auth"),
+                "there is no secret to write",
+                "name the file that has it with secret_file",
+            );
+        }
+        self.at_least(&key("timeout"), export.timeout, Span::millis(100));
+    }
+
     fn rest(&mut self, config: &Config) {
         if config.log.retention < Span::days(7) {
             self.fail(
@@ -304,6 +371,13 @@ impl Check<'_> {
                 &format!("export.{name}.rotate_size"),
                 export.rotate_size.get(),
             );
+            match export.kind {
+                ExportKind::File => self.export_file(name, export),
+                ExportKind::Http => {
+                    let near = export.allow_private || config.delivery.allow_private_destinations;
+                    self.export_http(name, export, near);
+                }
+            }
         }
         if !config.admin.address.ip().is_loopback() {
             self.fail(

@@ -156,6 +156,7 @@ pub async fn install_defaults(config: &Config, dir: &Path) -> Result<Vec<Install
                     slot: slot.clone(),
                     digest: prepared.digest.clone(),
                     step: Step::Activate,
+                    purpose: None,
                     at: now,
                     by: "init".to_owned(),
                     note: "default policy".to_owned(),

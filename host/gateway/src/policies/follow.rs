@@ -7,7 +7,7 @@ use std::time::Duration;
 use tidegate_mail::Timestamp;
 use tidegate_policy::{Incident, Observed};
 use tidegate_queue::rollout::{self, GATEWAY};
-use tidegate_queue::{Activation, Clock, DecisionRow, StoreError, StoreResult};
+use tidegate_queue::{Activation, Clock, DecisionRow, Purpose, Step, StoreError, StoreResult};
 
 use super::{News, Policies, trial_of};
 use crate::host::GatewayHost;
@@ -149,13 +149,21 @@ impl Policies {
                 slot: incident.slot.clone(),
                 digest: incident.digest.clone(),
                 step: incident.step,
+                purpose: Some(Purpose::RollBack),
                 at: self.clock.now(),
                 by: GATEWAY.to_owned(),
                 note: format!("instead of {:.12}", incident.failed),
                 cause: Some(incident.cause.clone()),
             };
-            match self.registry.activate(change).await {
-                Ok(()) => {}
+            match self.registry.activate(change.clone()).await {
+                Ok(()) => {
+                    // A canary is withdrawn from beside what is in force.
+                    let before = match incident.step {
+                        Step::Withdraw => self.host.active(&incident.slot),
+                        _ => Some(incident.failed.clone()),
+                    };
+                    self.changes.tell(&change, before.as_deref());
+                }
                 // Its tenant is gone meanwhile: there is nothing to write it to.
                 Err(StoreError::Conflict(_)) => {}
                 Err(error) => {

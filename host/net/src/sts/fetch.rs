@@ -1,41 +1,20 @@
 //! The file at `https://mta-sts.DOMAIN/.well-known/mta-sts.txt` (RFC 8461 s. 3.3): a verified
 //! certificate, no redirects, plain text, bounded in size and time.
 
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::net::SocketAddr;
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::Full;
 use hyper::Request;
-use hyper::body::Bytes;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HOST, USER_AGENT};
-use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
-use rustls::crypto::aws_lc_rs;
-use rustls_pki_types::ServerName;
 use tidegate_mail::sts::{MAX_POLICY, Policy};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
 
 use super::Sts;
+use crate::http::{Connection, body};
 use crate::resolver::DnsConfig;
 use crate::resolver::ask::Dns;
 use crate::resolver::records::{addresses, fqdn};
-use crate::smtp::{TlsSetupError, TrustAnchors, roots};
-
-/// Addresses of a policy host that are tried.
-const MAX_TRIES: usize = 3;
 
 const PATH: &str = "/.well-known/mta-sts.txt";
-
-pub(super) fn connector(anchors: &TrustAnchors) -> Result<TlsConnector, TlsSetupError> {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| TlsSetupError::new(error.to_string()))?
-        .with_root_certificates(roots(anchors)?)
-        .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsConnector::from(Arc::new(config)))
-}
 
 /// Fetches the policy of a domain. The error is for people.
 pub(super) async fn fetch(
@@ -55,14 +34,10 @@ pub(super) async fn fetch(
                 None => format!("{host} has no address"),
             });
         }
-        let mut last = String::new();
-        for ip in found.usable.into_iter().take(MAX_TRIES) {
-            match connect(sts, &host, ip).await {
-                Ok(stream) => return get(&host, stream).await,
-                Err(reason) => last = format!("{host} [{ip}]: {reason}"),
-            }
-        }
-        Err(last)
+        let at = |ip| SocketAddr::new(ip, sts.config.port);
+        let peers = found.usable.into_iter().map(at);
+        let connection = Connection::open(Some(&sts.tls), &host, peers).await?;
+        get(&host, connection).await
     };
     match tokio::time::timeout(sts.config.timeout, fetching).await {
         Ok(fetched) => fetched,
@@ -70,54 +45,26 @@ pub(super) async fn fetch(
     }
 }
 
-type Tls = tokio_rustls::client::TlsStream<TcpStream>;
-
-async fn connect(sts: &Sts, host: &str, ip: IpAddr) -> Result<Tls, String> {
-    let name = ServerName::try_from(host.to_owned()).map_err(|e| e.to_string())?;
-    let stream = TcpStream::connect(SocketAddr::new(ip, sts.config.port))
-        .await
-        .map_err(|e| e.to_string())?;
-    let tls = sts.tls.connect(name, stream);
-    tls.await.map_err(|e| e.to_string())
-}
-
-async fn get(host: &str, stream: Tls) -> Result<Policy, String> {
-    let failed = |error: hyper::Error| format!("{host}: {error}");
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-        .await
-        .map_err(failed)?;
-    let asking = async move {
-        let request = Request::get(PATH)
-            .header(HOST, host)
-            .header(ACCEPT, "text/plain")
-            .header(USER_AGENT, "tidegate")
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| error.to_string())?;
-        let response = sender.send_request(request).await.map_err(failed)?;
-        // RFC 8461 s. 3.3: a redirect is not followed; anything but 200 is no policy.
-        if response.status() != hyper::StatusCode::OK {
-            return Err(format!("{host} answered {}", response.status().as_u16()));
-        }
-        let kind = response.headers().get(CONTENT_TYPE);
-        let kind = kind.and_then(|v| v.to_str().ok()).unwrap_or_default();
-        let media = kind.split(';').next().unwrap_or_default().trim();
-        if !media.eq_ignore_ascii_case("text/plain") {
-            return Err(format!("{host} answered with `{media}`, not text/plain"));
-        }
-        let body = Limited::new(response.into_body(), MAX_POLICY)
-            .collect()
-            .await;
-        let body = body.map_err(|error| format!("{host}: {error}"))?.to_bytes();
-        Policy::parse(&body).map_err(|error| format!("{host}: {error}"))
-    };
-    // The connection has to be driven while the exchange goes on, and ends with it.
-    tokio::pin!(asking);
-    tokio::pin!(connection);
-    let mut open = true;
-    loop {
-        tokio::select! {
-            done = &mut asking => return done,
-            _ = &mut connection, if open => open = false,
-        }
+async fn get(host: &str, mut connection: Connection) -> Result<Policy, String> {
+    let request = Request::get(PATH)
+        .header(HOST, host)
+        .header(ACCEPT, "text/plain")
+        .header(USER_AGENT, "tidegate")
+        .body(Full::default())
+        .map_err(|error| error.to_string())?;
+    let asked = connection.ask(request).await;
+    let response = asked.map_err(|error| format!("{host}: {error}"))?;
+    // RFC 8461 s. 3.3: a redirect is not followed; anything but 200 is no policy.
+    if response.status() != hyper::StatusCode::OK {
+        return Err(format!("{host} answered {}", response.status().as_u16()));
     }
+    let kind = response.headers().get(CONTENT_TYPE);
+    let kind = kind.and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let media = kind.split(';').next().unwrap_or_default().trim();
+    if !media.eq_ignore_ascii_case("text/plain") {
+        return Err(format!("{host} answered with `{media}`, not text/plain"));
+    }
+    let text = body(response.into_body(), MAX_POLICY).await;
+    let text = text.map_err(|error| format!("{host}: {error}"))?;
+    Policy::parse(&text).map_err(|error| format!("{host}: {error}"))
 }

@@ -115,7 +115,8 @@ impl Engine {
             }
             progress |= self.pay_debts().await.is_ok_and(|n| n > 0);
             for (name, sink) in &self.parts.sinks {
-                progress |= matches!(self.export_batch(name, &**sink, 0).await, Exported::Some);
+                let done = self.export_batch(name, &**sink).await;
+                progress |= matches!(done, Exported::Some | Exported::Narrowed(_));
             }
             if !progress {
                 break;

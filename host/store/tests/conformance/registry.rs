@@ -165,6 +165,7 @@ pub async fn keeps_revisions_and_activations(place: &Place) {
         slot: "routing".into(),
         digest: digest.into(),
         step: Step::Canary { permille: 50 },
+        purpose: None,
         at: Timestamp(at),
         by: "operator".into(),
         note: "first".into(),
