@@ -3,17 +3,22 @@
 //! Compiled code is native code and is run as it is. A file is used only if this node wrote
 //! it: its name and its content are authenticated with a key that only this node has. What
 //! does not check out is treated as absent and compiled again.
+//!
+//! A file is the code, what is known of the revision, the length of that, and the MAC. Code comes
+//! first because it is mapped, not read: the memory of a revision that is loaded is then the
+//! page cache's, which the kernel shares and takes back.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{constant_time, hmac};
 use serde::{Deserialize, Serialize};
 
 use crate::engine::PolicyEngine;
-use crate::prepare::{Prepared, hex};
+use crate::prepare::{Code, Kept, Prepared, hex};
 use crate::worlds::{Descriptor, World};
 
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +37,8 @@ pub struct CodeCache {
 }
 
 const MAC: usize = 32;
+/// Bytes read at a time to check a file.
+const CHUNK: usize = 64 * 1024;
 
 #[derive(Serialize, Deserialize)]
 struct Meta {
@@ -67,23 +74,22 @@ impl CodeCache {
         self.dir.join(format!("{}.cwasm", hex(mac.sign().as_ref())))
     }
 
-    /// What is authenticated: for which revision and engine, and every byte of it.
-    fn signed(&self, digest: &str, body: &[u8]) -> Vec<u8> {
-        let mut signed = Vec::with_capacity(body.len() + 128);
-        signed.extend_from_slice(b"body");
-        signed.extend_from_slice(&self.compatibility);
-        signed.extend_from_slice(&(digest.len() as u64).to_be_bytes());
-        signed.extend_from_slice(digest.as_bytes());
-        signed.extend_from_slice(body);
-        signed
+    /// Authenticates for which revision and engine a file is, and then every byte of it.
+    fn mac(&self, digest: &str) -> hmac::Context {
+        let mut mac = hmac::Context::with_key(&self.key);
+        mac.update(b"code first");
+        mac.update(&self.compatibility);
+        mac.update(&(digest.len() as u64).to_be_bytes());
+        mac.update(digest.as_bytes());
+        mac
     }
 
     /// A revision compiled earlier by this node for this engine. A damaged or foreign
     /// file is removed.
     pub fn get(&self, digest: &str) -> Option<Prepared> {
         let path = self.path(digest);
-        let bytes = fs::read(&path).ok()?;
-        let prepared = self.read(digest, &bytes);
+        let file = File::open(&path).ok()?;
+        let prepared = self.check(digest, file);
         if prepared.is_none() {
             tracing::warn!(digest, path = %path.display(), "compiled policy is damaged or not of this node; removed");
             // If it can't be removed it will be overwritten.
@@ -92,17 +98,31 @@ impl CodeCache {
         prepared
     }
 
-    fn read(&self, digest: &str, bytes: &[u8]) -> Option<Prepared> {
-        let (mac, body) = bytes.split_at_checked(MAC)?;
-        hmac::verify(&self.key, &self.signed(digest, body), mac).ok()?;
-        let (len, rest) = body.split_first_chunk::<4>()?;
-        let (meta, code) = rest.split_at_checked(u32::from_be_bytes(*len) as usize)?;
-        let meta: Meta = serde_json::from_slice(meta).ok()?;
+    fn check(&self, digest: &str, file: File) -> Option<Prepared> {
+        let mut end = [0; 4 + MAC];
+        let at = file.metadata().ok()?.len().checked_sub(end.len() as u64)?;
+        file.read_exact_at(&mut end, at).ok()?;
+        let (meta_len, tag) = end.split_first_chunk::<4>()?;
+        let code_len = at.checked_sub(u32::from_be_bytes(*meta_len).into())?;
+        let mut mac = self.mac(digest);
+        let mut chunk = vec![0; CHUNK];
+        for start in (0..code_len).step_by(CHUNK) {
+            // At most CHUNK.
+            let part = &mut chunk[..(code_len - start).min(CHUNK as u64) as usize];
+            file.read_exact_at(part, start).ok()?;
+            mac.update(part);
+        }
+        let mut meta = vec![0; u32::from_be_bytes(*meta_len) as usize];
+        file.read_exact_at(&mut meta, code_len).ok()?;
+        mac.update(&meta);
+        mac.update(meta_len);
+        constant_time::verify_slices_are_equal(mac.sign().as_ref(), tag).ok()?;
+        let meta: Meta = serde_json::from_slice(&meta).ok()?;
         Some(Prepared::new(
             digest.to_owned(),
             meta.world,
             meta.descriptor,
-            code.to_vec(),
+            Code::Kept(Kept::new(file, usize::try_from(code_len).ok()?)),
         ))
     }
 
@@ -124,21 +144,28 @@ impl CodeCache {
             descriptor: prepared.descriptor.clone(),
         })
         .map_err(|e| fail(e.into()))?;
-        let mut body = Vec::with_capacity(4 + meta.len() + prepared.code_size());
-        body.extend_from_slice(&(meta.len() as u32).to_be_bytes());
-        body.extend_from_slice(&meta);
-        body.extend_from_slice(prepared.code());
-        let mac = hmac::sign(&self.key, &self.signed(&prepared.digest, &body));
-        let draft = path.with_extension(format!("{}.tmp", std::process::id()));
+        let code = prepared.code_bytes().map_err(fail)?;
+        let meta_len = (meta.len() as u32).to_be_bytes();
+        let mut mac = self.mac(&prepared.digest);
+        for part in [code.as_ref(), &meta, &meta_len] {
+            mac.update(part);
+        }
+        let mac = mac.sign();
+        // A file of its own for each call: one that has its name already is never written to.
+        static CALLS: AtomicU64 = AtomicU64::new(0);
+        let call = CALLS.fetch_add(1, Ordering::Relaxed);
+        let draft = path.with_extension(format!("{}-{call}.tmp", std::process::id()));
         let write = || {
+            // Left by a process of the same number, or not there.
+            let _ = fs::remove_file(&draft);
             let mut file = fs::OpenOptions::new()
                 .write(true)
-                .create(true)
-                .truncate(true)
+                .create_new(true)
                 .mode(0o600)
                 .open(&draft)?;
-            file.write_all(mac.as_ref())?;
-            file.write_all(&body)?;
+            for part in [code.as_ref(), &meta, &meta_len, mac.as_ref()] {
+                file.write_all(part)?;
+            }
             fs::rename(&draft, &path)
         };
         write().map_err(fail)

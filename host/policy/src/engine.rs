@@ -20,7 +20,7 @@ use wasmtime::{
 use crate::answer::tidy;
 use crate::journal::{CallBudget, LineRate};
 use crate::limits;
-use crate::prepare::Prepared;
+use crate::prepare::{Code, Prepared};
 use crate::ticker::{Running, Ticker};
 use crate::worlds::{Descriptor, World, v1};
 
@@ -257,12 +257,23 @@ impl PolicyEngine {
             digest: prepared.digest.clone(),
             reason: tidy(&format!("{e:#}"), 1024),
         };
-        // SAFETY: `Prepared` can't be made outside this crate, and its code is what
+        // SAFETY (both): `Prepared` can't be made outside this crate, and its code is what
         // `Engine::precompile_component` returned: in this process, in the worker process
-        // that this gateway started from its own binary, or in a file whose MAC under
-        // the node's key was checked when it was read. wasmtime itself refuses code of
-        // another version or of other settings.
-        let component = unsafe { Component::deserialize(self.wasmtime(), prepared.code()) };
+        // that this gateway started from its own binary, or in a file of the code cache.
+        // wasmtime itself refuses code of another version or of other settings.
+        //
+        // A file is mapped, so its pages are read when they are first used. It is the file
+        // whose content was checked against a MAC under the node's key: the path leads to
+        // the open file itself and not by way of a directory. Nobody changes that content
+        // afterwards: the cache writes every file anew and renames it, never in place, and
+        // its directory has the mode 0700, so that whoever could is this gateway's own account
+        // and needs no such way into this process.
+        let component = unsafe {
+            match prepared.code() {
+                Code::Held(bytes) => Component::deserialize(self.wasmtime(), bytes),
+                Code::Kept(kept) => Component::deserialize_file(self.wasmtime(), kept.path()),
+            }
+        };
         let pre = self
             .linker()
             .instantiate_pre(&component.map_err(fail)?)

@@ -3,6 +3,14 @@
 //! This compiles untrusted code, which takes seconds and hundreds of megabytes for the
 //! worst uploads within the limits: a gateway does it in [`crate::worker`].
 
+use std::borrow::Cow;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use aws_lc_rs::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 use wit_component::ComponentEncoder;
@@ -52,12 +60,40 @@ pub struct Prepared {
     pub digest: String,
     pub world: World,
     pub descriptor: Descriptor,
-    code: Vec<u8>,
+    code: Code,
+}
+
+/// What `Engine::precompile_component` returned.
+#[derive(Clone, Debug)]
+pub(crate) enum Code {
+    Held(Arc<[u8]>),
+    Kept(Kept),
+}
+
+/// The code at the start of an open file of the code cache, after its MAC was checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Kept {
+    file: Arc<File>,
+    len: usize,
+}
+
+impl Kept {
+    /// `len` bytes of code come first in the file; what follows is not code.
+    pub fn new(file: File, len: usize) -> Self {
+        Kept {
+            file: Arc::new(file),
+            len,
+        }
+    }
+
+    /// Names this very file as long as `self` lives, whatever became of its directory entry.
+    pub fn path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.file.as_raw_fd()).into()
+    }
 }
 
 impl Prepared {
-    /// `code` must be what `Engine::precompile_component` returned.
-    pub(crate) fn new(digest: String, world: World, descriptor: Descriptor, code: Vec<u8>) -> Self {
+    pub(crate) fn new(digest: String, world: World, descriptor: Descriptor, code: Code) -> Self {
         Prepared {
             digest,
             world,
@@ -66,13 +102,28 @@ impl Prepared {
         }
     }
 
-    pub(crate) fn code(&self) -> &[u8] {
+    pub(crate) fn code(&self) -> &Code {
         &self.code
+    }
+
+    /// The code as bytes, read where it is in a file.
+    pub(crate) fn code_bytes(&self) -> io::Result<Cow<'_, [u8]>> {
+        match &self.code {
+            Code::Held(bytes) => Ok(bytes.as_ref().into()),
+            Code::Kept(kept) => {
+                let mut bytes = vec![0; kept.len];
+                kept.file.read_exact_at(&mut bytes, 0)?;
+                Ok(bytes.into())
+            }
+        }
     }
 
     /// Bytes of compiled code.
     pub fn code_size(&self) -> usize {
-        self.code.len()
+        match &self.code {
+            Code::Held(bytes) => bytes.len(),
+            Code::Kept(kept) => kept.len,
+        }
     }
 }
 
@@ -178,7 +229,12 @@ pub fn prepare(engine: &PolicyEngine, upload: &Upload<'_>) -> Result<Prepared, R
         .wasmtime()
         .precompile_component(&snapshot)
         .map_err(|e| Refused::Compile(format!("{e:#}")))?;
-    let prepared = Prepared::new(revision_digest(world, upload), world, descriptor, code);
+    let prepared = Prepared::new(
+        revision_digest(world, upload),
+        world,
+        descriptor,
+        Code::Held(code.into()),
+    );
     // Finds what only shows at run time: limits of the pool, types of the exports.
     engine
         .load(&prepared)

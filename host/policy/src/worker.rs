@@ -21,7 +21,7 @@ use crate::answer::tidy;
 use crate::confine::confine;
 use crate::engine::PolicyEngine;
 use crate::limits;
-use crate::prepare::{Prepared, Refused, Upload, prepare, revision_digest};
+use crate::prepare::{Code, Prepared, Refused, Upload, prepare, revision_digest};
 use crate::worlds::{Descriptor, World};
 
 /// The sub-command that runs [`main`].
@@ -92,15 +92,15 @@ fn work() -> io::Result<()> {
                 world: p.world,
                 descriptor: p.descriptor.clone(),
             },
-            p.code(),
+            p.code_bytes()?,
         ),
-        Err(refused) => (Verdict::Refused(refused.clone()), [].as_slice()),
+        Err(refused) => (Verdict::Refused(refused.clone()), [].as_slice().into()),
     };
     let verdict = serde_json::to_vec(&verdict)?;
     let mut output = io::stdout().lock();
     output.write_all(&(verdict.len() as u32).to_be_bytes())?;
     output.write_all(&verdict)?;
-    output.write_all(code)?;
+    output.write_all(&code)?;
     output.flush()
 }
 
@@ -158,7 +158,12 @@ pub async fn prepare_in_child(exe: &Path, upload: Upload<'_>) -> Result<Prepared
                 return Err(Refused::Worker("it prepared something else".to_owned()));
             }
             let descriptor = descriptor.check().map_err(Refused::Worker)?;
-            Ok(Prepared::new(digest, world, descriptor, code.to_vec()))
+            Ok(Prepared::new(
+                digest,
+                world,
+                descriptor,
+                Code::Held(code.into()),
+            ))
         }
     }
 }

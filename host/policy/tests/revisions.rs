@@ -62,6 +62,44 @@ async fn compiled_code_comes_back_from_the_cache_and_runs() {
     assert_eq!(routing.fallback, None);
 }
 
+#[tokio::test]
+async fn kept_code_is_mapped_from_the_very_file_that_was_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = CodeCache::open(dir.path(), &[7; 32], &ENGINE).unwrap();
+    let revision = prepared("routing-default", r#"{"default":{"managed":{"lane":"x"}}}"#);
+    cache.put(&revision).unwrap();
+    let kept = cache.get(&revision.digest).unwrap();
+
+    // Between the check and the load something else takes its name.
+    let path = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|f| f.unwrap().path())
+        .next()
+        .unwrap();
+    fs::rename(&path, dir.path().join("checked")).unwrap();
+    fs::write(&path, "no code at all").unwrap();
+    let host = host();
+    host.activate("routing", &kept).unwrap();
+    drop(kept);
+    let routing = host.route(&question("acme", &["a@x.test"])).await;
+    assert_eq!(routing.policy.as_deref(), Some(revision.digest.as_str()));
+    assert_eq!(routing.fallback, None);
+
+    let mapped = |name: &str, rights: &str| {
+        let path = dir.path().join(name);
+        fs::read_to_string("/proc/self/maps")
+            .unwrap()
+            .lines()
+            .any(|line| line.contains(rights) && line.ends_with(path.to_str().unwrap()))
+    };
+    assert!(
+        mapped("checked", " r-xp "),
+        "its code is executed from the file"
+    );
+    assert!(!mapped(path.file_name().unwrap().to_str().unwrap(), " "));
+    assert!(cache.get(&revision.digest).is_none());
+}
+
 #[test]
 fn a_file_that_this_node_did_not_write_is_not_loaded() {
     let dir = tempfile::tempdir().unwrap();
