@@ -7,14 +7,14 @@
 use std::future::Future;
 use std::hash::{Hash, Hasher};
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 use wasmtime::{
-    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig, Store,
-    StoreLimits, StoreLimitsBuilder, Trap, UpdateDeadline,
+    Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig,
+    RegallocAlgorithm, Store, StoreLimits, StoreLimitsBuilder, Trap, UpdateDeadline,
 };
 
 use crate::answer::tidy;
@@ -68,6 +68,8 @@ struct Inner {
     started: Instant,
     /// Counts the instructions of each call.
     metered: bool,
+    /// Compiles what runs once.
+    draft: OnceLock<PolicyEngine>,
 }
 
 /// A revision loaded into an engine, ready for calls.
@@ -141,7 +143,7 @@ impl CallState {
 const SLOTS: u32 = 256;
 const PREPARING_SLOTS: u32 = 4;
 
-fn config(slots: u32, core_instances: u32) -> Config {
+fn pool(slots: u32, core_instances: u32) -> InstanceAllocationStrategy {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(slots)
         .total_core_instances(slots * core_instances)
@@ -159,9 +161,13 @@ fn config(slots: u32, core_instances: u32) -> Config {
         .linear_memory_keep_resident(64 * 1024)
         .table_keep_resident(4 * 1024)
         .pagemap_scan(Enabled::No);
+    InstanceAllocationStrategy::Pooling(pool)
+}
+
+fn config(instances: InstanceAllocationStrategy) -> Config {
     let mut config = Config::new();
     config
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool))
+        .allocation_strategy(instances)
         .wasm_component_model(true)
         .wasm_memory64(false)
         .wasm_multi_memory(false)
@@ -179,22 +185,42 @@ fn config(slots: u32, core_instances: u32) -> Config {
     config
 }
 
+/// Little time for compiling, more for running.
+fn quick(config: &mut Config) {
+    config
+        .cranelift_opt_level(OptLevel::None)
+        .cranelift_regalloc_algorithm(RegallocAlgorithm::SinglePass);
+}
+
 impl PolicyEngine {
     /// The engine of a gateway: runs revisions.
     pub fn new() -> Result<Self, LoadError> {
-        Self::with(config(SLOTS, limits::CORE_INSTANCES), false)
+        Self::with(config(pool(SLOTS, limits::CORE_INSTANCES)), false)
     }
 
-    /// An engine that only prepares revisions: the same code, little address space, and
-    /// room for the module that reads the snapshot out.
+    /// An engine that only prepares revisions: the same code, little address space.
     pub fn for_preparing() -> Result<Self, LoadError> {
-        Self::with(config(PREPARING_SLOTS, limits::CORE_INSTANCES + 1), false)
+        Self::with(config(pool(PREPARING_SLOTS, limits::CORE_INSTANCES)), false)
+    }
+
+    /// For `init`, which runs once: its code is compiled in half the time and thrown away. Without
+    /// a pool, since address space for two is more than the worker may have.
+    pub(crate) fn draft(&self) -> Result<&PolicyEngine, LoadError> {
+        if let Some(draft) = self.inner.draft.get() {
+            return Ok(draft);
+        }
+        let mut config = config(InstanceAllocationStrategy::OnDemand);
+        quick(&mut config);
+        let draft = Self::with(config, false)?;
+        Ok(self.inner.draft.get_or_init(|| draft))
     }
 
     /// For the tester: counts instructions, which are the same on every machine. Calls take
     /// about a quarter longer, so times are measured with another.
     pub(crate) fn for_counting() -> Result<Self, LoadError> {
-        let mut config = config(PREPARING_SLOTS, limits::CORE_INSTANCES + 1);
+        let mut config = config(pool(PREPARING_SLOTS, limits::CORE_INSTANCES));
+        // What is counted are the instructions of the module, however they are compiled.
+        quick(&mut config);
         config.consume_fuel(true);
         Self::with(config, true)
     }
@@ -213,6 +239,7 @@ impl PolicyEngine {
                 ticker,
                 started: Instant::now(),
                 metered,
+                draft: OnceLock::new(),
             }),
         })
     }

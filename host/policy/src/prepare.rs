@@ -216,7 +216,8 @@ pub fn prepare(engine: &PolicyEngine, upload: &Upload<'_>) -> Result<Prepared, R
         }
         encoded.as_slice()
     };
-    let (snapshot, descriptor) = init::initialise(engine, component, upload.config)?;
+    let draft = engine.draft().map_err(|e| Refused::Worker(e.to_string()))?;
+    let (snapshot, descriptor) = init::initialise(draft, component, upload.config)?;
     if snapshot.len() > limits::SNAPSHOT {
         return Err(Refused::TooLarge(format!(
             "{} bytes after init; at most {}",
