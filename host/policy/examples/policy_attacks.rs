@@ -1,5 +1,6 @@
 //! What a tenant's hostile policy costs the mail of others: their rate of decisions while each
-//! attack runs, against the same pace of mail with an honest policy.
+//! attack runs, against the same pace of mail with an honest policy. The last attack is an
+//! upload, again and again, that takes a compiler long.
 //!
 //! `cargo xtask bench policy --attacks`
 
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use support::{host, plugin, prepared, question, try_prepare, wat_policy, wat_policy_with};
-use tidegate_policy::{PolicyHost, Prepared};
+use tidegate_policy::{PolicyHost, Prepared, Upload, worker};
 use tidegate_queue::Policy;
 
 /// Interleaved rounds of honest and hostile.
@@ -95,12 +96,33 @@ fn attacks() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// Decisions a second of the neighbours, and how many the attacker was given.
-async fn run(host: Arc<PolicyHost>) -> (f64, u64) {
+/// As many functions as an upload may have, each as long as then fits.
+fn compile_bomb() -> Vec<u8> {
+    let work = "(local.set 0 (i32.mul (local.get 0) (i32.load (local.get 0))))".repeat(8);
+    let function = format!("(func (param i32) (result i32) {work} (local.get 0))");
+    wat_policy(PLAIN, &function.repeat(9_900))
+}
+
+/// Decisions a second of the neighbours, and how many the attacker was given. `bomb` is what it
+/// uploads all the time.
+async fn run(host: Arc<PolicyHost>, bomb: Option<Arc<Vec<u8>>>) -> (f64, u64) {
     let over = Arc::new(AtomicBool::new(false));
     let decided = Arc::new(AtomicU64::new(0));
     let attacked = Arc::new(AtomicU64::new(0));
     let mut tasks = Vec::new();
+    let uploads = bomb.map(|bomb| {
+        tokio::spawn(async move {
+            let exe = std::env::current_exe().expect("this program");
+            loop {
+                let upload = Upload {
+                    component: &bomb,
+                    config: "",
+                };
+                // Whether it is refused or compiled in the end is the same to the neighbours.
+                let _ = worker::prepare_in_child(&exe, upload).await;
+            }
+        })
+    });
     for _ in 0..ATTACKERS {
         let (host, over, attacked) = (host.clone(), over.clone(), attacked.clone());
         tasks.push(tokio::spawn(async move {
@@ -128,6 +150,10 @@ async fn run(host: Arc<PolicyHost>) -> (f64, u64) {
     tokio::time::sleep(RUN).await;
     let rate = decided.load(Ordering::Relaxed) as f64 / begun.elapsed().as_secs_f64();
     over.store(true, Ordering::Relaxed);
+    if let Some(uploads) = uploads {
+        // Kills the worker.
+        uploads.abort();
+    }
     for task in tasks {
         task.await.expect("no task panics");
     }
@@ -150,6 +176,9 @@ fn median(values: &mut [f64]) -> f64 {
 }
 
 fn main() {
+    if std::env::args().nth(1).as_deref() == Some(worker::SUBCOMMAND) {
+        std::process::exit(worker::main());
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -165,13 +194,23 @@ fn main() {
         "attack", "honest", "attacked", "ratio", "attacker's calls"
     );
     let mut worst = f64::MAX;
-    for (name, wasm) in attacks() {
-        let attack = try_prepare(&wasm, "").unwrap_or_else(|e| panic!("{name}: {e}"));
+    let load =
+        |name: &str, wasm: &[u8]| try_prepare(wasm, "").unwrap_or_else(|e| panic!("{name}: {e}"));
+    let mut cases: Vec<_> = attacks()
+        .iter()
+        .map(|(name, wasm)| (*name, load(name, wasm), None))
+        .collect();
+    cases.push((
+        "compile bomb, uploaded",
+        honest.clone(),
+        Some(Arc::new(compile_bomb())),
+    ));
+    for (name, attack, bomb) in cases {
         let (mut before, mut during, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         let mut calls = 0;
         for _ in 0..ROUNDS {
-            let (calm, _) = runtime.block_on(run(fresh(&honest, &default)));
-            let (rate, attacked) = runtime.block_on(run(fresh(&attack, &default)));
+            let (calm, _) = runtime.block_on(run(fresh(&honest, &default), None));
+            let (rate, attacked) = runtime.block_on(run(fresh(&attack, &default), bomb.clone()));
             before.push(calm);
             during.push(rate);
             ratios.push(rate / calm);

@@ -143,7 +143,15 @@ impl CallState {
 const SLOTS: u32 = 256;
 const PREPARING_SLOTS: u32 = 4;
 
+/// Written memory that a slot keeps mapped and sets back by copying, bytes; what a call wrote
+/// beyond is given back to the kernel. Where the kernel tells which pages were written (6.7 and
+/// later), nearly every call finds all its memory mapped: no page faults, no change of page tables.
+const KEPT: usize = 256 * 1024;
+/// Where it does not, this much is cleared after each call, written or not.
+const CLEARED: usize = 64 * 1024;
+
 fn pool(slots: u32, core_instances: u32) -> InstanceAllocationStrategy {
+    let scans = PoolingAllocationConfig::is_pagemap_scan_available();
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(slots)
         .total_core_instances(slots * core_instances)
@@ -158,9 +166,9 @@ fn pool(slots: u32, core_instances: u32) -> InstanceAllocationStrategy {
         .table_elements(limits::TABLE_ELEMENTS)
         .total_stacks(slots)
         .max_unused_warm_slots(slots)
-        .linear_memory_keep_resident(64 * 1024)
+        .linear_memory_keep_resident(if scans { KEPT } else { CLEARED })
         .table_keep_resident(4 * 1024)
-        .pagemap_scan(Enabled::No);
+        .pagemap_scan(if scans { Enabled::Yes } else { Enabled::No });
     InstanceAllocationStrategy::Pooling(pool)
 }
 
