@@ -474,7 +474,11 @@ fn not_now(active: &Active, question: &Question, text: String) -> Routing {
 
 impl Policy for PolicyHost {
     fn route<'a>(&'a self, question: &'a Question) -> Fut<'a, Routing> {
-        Box::pin(self.gate.metered(&question.tenant, self.decide(question)))
+        Box::pin(self.gate.metered(
+            &question.tenant,
+            question.envelope.recipients.len(),
+            self.decide(question),
+        ))
     }
 
     fn plan(

@@ -45,11 +45,12 @@ pub const CONCURRENT_OF_TENANT: usize = 8;
 /// How long a call waits for its turn before the fallback applies, milliseconds.
 pub const TURN_MS: u64 = 50;
 
-/// A tenant's costly calls get one part in so many of a core, microseconds at once and a call
-/// that is not counted.
+/// A tenant's costly calls get one part in so many of a core, and so many microseconds at once.
 pub const TENANT_SHARE: u32 = 20;
-pub const TENANT_BURST_MICROS: i64 = 250_000;
-pub const CHEAP_MICROS: i64 = 500;
+pub const TENANT_BURST_MICROS: i64 = 50_000;
+/// What a decision may take without being counted, microseconds, and more for each recipient.
+pub const CHEAP_MICROS: u64 = 500;
+pub const CHEAP_RECIPIENT_MICROS: u64 = 1;
 
 /// Failures within the window that open the breaker of a slot.
 pub const BREAKER_FAILURES: usize = 5;
