@@ -67,7 +67,7 @@ impl SqliteStore {
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Full)
             .pragma("wal_autocheckpoint", "4000")
-            .pragma("cache_size", "-32000")
+            .pragma("cache_size", "-8000")
             .connect()
             .await
             .map_err(|e| open_error(&path, &e))?;
