@@ -229,9 +229,9 @@ table! {
         passthrough_timeout: Span = Span::mins(1),
         /// Most messages over one connection where no policy says otherwise.
         messages_per_connection: u16 = 100,
-        /// Memory for contents between acceptance and the first attempt; what does not fit
-        /// is read back from the disk.
-        memory: Size = Size::mib(64),
+        /// Memory for messages between acceptance and the first attempt; what does not fit
+        /// is read back from the store.
+        memory: Size = Size::mib(32),
         /// The port of MX hosts. Other than 25 for tests only.
         mx_port: u16 = 25,
         /// DNS servers to ask, as `address` or `address:port`. None: those of

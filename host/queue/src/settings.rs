@@ -22,7 +22,7 @@ pub struct Settings {
     pub max_site_connections: u16,
     /// For lanes without a plan.
     pub default_limits: Limits,
-    /// Bytes of content kept in memory between acceptance and the first attempt.
+    /// Bytes of messages kept in memory between acceptance and the first attempt.
     pub content_budget: usize,
     /// Header field with the CRM's record id.
     pub record_header: Option<String>,
@@ -58,7 +58,7 @@ impl Default for Settings {
             max_deliveries: 500,
             max_site_connections: 20,
             default_limits: Limits::default(),
-            content_budget: 64 * 1024 * 1024,
+            content_budget: 32 * 1024 * 1024,
             record_header: None,
             retention: Duration::from_secs(7 * 24 * 3600),
             dsn_return_limit: 50_000,

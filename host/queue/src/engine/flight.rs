@@ -47,8 +47,7 @@ pub(super) struct Loaded {
     pub shard: u16,
 }
 
-/// Just accepted messages, within a budget of content bytes: their first attempt
-/// reads nothing back.
+/// Just accepted messages, within a budget of bytes: their first attempt reads nothing back.
 pub(super) struct Flights {
     budget: usize,
     inner: Mutex<Inner>,
@@ -76,7 +75,7 @@ impl Flights {
 
     /// Keeps a message for its first attempts, if the budget allows.
     pub fn keep(&self, carried: Arc<Carried>, recipients: Vec<Loaded>, content: &Bytes) {
-        let bytes = content.len();
+        let bytes = content.len() + weight(&carried, recipients.len());
         let mut inner = self.lock();
         if recipients.is_empty() || inner.bytes + bytes > self.budget {
             return;
@@ -126,6 +125,18 @@ impl Flights {
     }
 }
 
+/// About how many bytes a message takes beside its content: with hundreds of recipients that is
+/// more than most contents.
+fn weight(carried: &Carried, recipients: usize) -> usize {
+    /// A key of the map, what the allocator adds, and the parts of an address.
+    const AROUND: usize = 128;
+    size_of::<Carried>()
+        + size_of::<Envelope>()
+        + carried.envelope.recipients.len() * (size_of::<tidegate_mail::Recipient>() + AROUND)
+        + recipients * size_of::<Loaded>()
+        + AROUND
+}
+
 impl Engine {
     /// What an attempt for those tickets needs. A ticket whose row is gone is left out.
     pub(super) async fn load(
@@ -171,5 +182,76 @@ impl Engine {
             keys: queued.keys,
             automatic: queued.automatic,
         })))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_mail::{Address, Recipient, TrafficClass};
+
+    use super::*;
+
+    fn message(number: i64, recipients: u32) -> (Arc<Carried>, Vec<Loaded>) {
+        let now = Timestamp(1_800_000_000_000);
+        let id = MessageId::from_i64(number);
+        let promise = Arc::new(Promise {
+            class: TrafficClass::Bulk,
+            relay: "direct".into(),
+            lane: None,
+            priority: 0,
+            lifetime_secs: 172_800,
+            delay_notice_secs: None,
+            policy: None,
+        });
+        let loaded = (0..recipients)
+            .map(|index| Loaded {
+                id: RecipientId { message: id, index },
+                state: RecipientState::accepted(&promise, now),
+                promise: promise.clone(),
+                shard: 0,
+            })
+            .collect();
+        let recipient = Recipient {
+            address: Address::parse("customer@example.net").unwrap(),
+            notify: Default::default(),
+            original: None,
+        };
+        let envelope = Envelope {
+            reverse_path: None,
+            envid: None,
+            ret: None,
+            body: Default::default(),
+            smtputf8: false,
+            requiretls: false,
+            tls_optional: false,
+            recipients: vec![recipient; recipients as usize],
+        };
+        let carried = Carried {
+            id,
+            tenant: "acme".into(),
+            envelope: Arc::new(envelope),
+            content: Arc::new(Bytes::new()),
+            accepted_at: now,
+            keys: LogKeys::default(),
+            automatic: false,
+        };
+        (Arc::new(carried), loaded)
+    }
+
+    #[test]
+    fn recipients_count_like_contents() {
+        let flights = Flights::new(1024 * 1024);
+        let content = Bytes::from_static(b"short");
+        for number in 0..100 {
+            let (carried, recipients) = message(number, 1_000);
+            flights.keep(carried, recipients, &content);
+        }
+        let kept = flights.lock().messages.len();
+        assert!(
+            (1..10).contains(&kept),
+            "{kept} messages of 1,000 recipients in 1 MiB"
+        );
+        let bytes = flights.lock().bytes;
+        assert!(bytes <= 1024 * 1024, "{bytes}");
     }
 }
