@@ -90,8 +90,7 @@ impl<B: Backend> Writer<B> {
                 _ => ops.recv().await,
             };
             let Some(first) = first else { break };
-            // Callers that the last batch has just woken get to ask again first.
-            tokio::task::yield_now().await;
+            gather(&ops).await;
             let mut next = Some(first);
             let mut batch: Vec<Waiting> = Vec::new();
             let (mut bytes, mut other) = (0, None);
@@ -220,6 +219,21 @@ impl<B: Backend> Writer<B> {
                 }
             }
         }
+    }
+}
+
+/// Lets everything that can run do so, as long as that brings more calls: a busy machine
+/// commits more at once, an idle one without delay.
+async fn gather(ops: &mpsc::Receiver<Op>) {
+    const TURNS: usize = 16;
+    let mut waiting = ops.len();
+    for _ in 0..TURNS {
+        tokio::task::yield_now().await;
+        let now = ops.len();
+        if now == waiting || now >= MAX_ITEMS {
+            break;
+        }
+        waiting = now;
     }
 }
 
