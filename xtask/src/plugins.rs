@@ -1,11 +1,13 @@
 //! Builds the policies under `plugins/` to core modules in `target/policies/`: the defaults, the
-//! Rust examples in `examples/`, and in `engines/` what runs policies in JavaScript.
+//! Rust examples in `examples/`, and in `engines/` what runs policies in JavaScript and Python.
 //!
 //! A Rust compiler for wasm32-unknown-unknown comes from, in this order: the target of the
 //! toolchain in use; rustup, which adds it; Debian's rustc-web with its source package, from
 //! which the standard library is built. What is up to date is not built again.
 
+mod engines;
 mod js;
+mod python;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -44,7 +46,7 @@ pub fn build(root: &Path) -> Result<Vec<PathBuf>> {
         .iter()
         .map(|name| out.join(format!("{name}.wasm")))
         .collect();
-    let engines = js::modules(&out);
+    let engines = engines::modules(&out);
     let examples = EXAMPLES.map(|name| out.join(format!("examples/{name}.wasm")));
     let stamp = out.join(".stamp");
     let sources = digest_of(root)?;
@@ -61,7 +63,7 @@ pub fn build(root: &Path) -> Result<Vec<PathBuf>> {
     for dir in [out.join("engines"), out.join("examples")] {
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
     }
-    js::build(root, &out)?;
+    engines::build(root, &out)?;
     let toolchain = toolchain(root)?;
     let packages = POLICIES.iter().chain(&EXAMPLES);
     for (name, path) in packages.zip(wasm.iter().chain(&examples)) {
@@ -99,10 +101,8 @@ fn digest_of(root: &Path) -> Result<String> {
         }
         Ok(())
     }
-    let mut files = vec![
-        root.join("xtask/src/plugins.rs"),
-        root.join("xtask/src/plugins/js.rs"),
-    ];
+    let mut files = vec![root.join("xtask/src/plugins.rs")];
+    visit(&root.join("xtask/src/plugins"), &mut files)?;
     visit(&root.join("plugins"), &mut files)?;
     visit(&root.join("wit"), &mut files)?;
     files.sort();

@@ -227,23 +227,23 @@ fn a_new_policy_in_c_builds_and_passes_its_test() {
     }
 }
 
-#[test]
-fn a_new_policy_in_javascript_builds_and_passes_its_test() {
+/// A policy of each world in a language of scripts, begun, built and tested.
+fn a_new_script_passes(language: &str, script: &str) {
     for world in WORLDS {
         let dir = scratch();
-        let project = begin(dir.path(), "js", world);
+        let project = begin(dir.path(), language, world);
         let wasm = format!("my-{world}.wasm");
         let made = tidegate(
             &project,
             &[
                 "policy",
                 "build",
-                "policy.js",
+                script,
                 "-o",
                 &wasm,
                 "--engine",
                 &policies()
-                    .join(format!("engines/js-{world}.wasm"))
+                    .join(format!("engines/{language}-{world}.wasm"))
                     .display()
                     .to_string(),
             ],
@@ -251,6 +251,16 @@ fn a_new_policy_in_javascript_builds_and_passes_its_test() {
         assert!(made.status.success(), "{}", told(&made));
         passes(&project, &wasm, "config.json");
     }
+}
+
+#[test]
+fn a_new_policy_in_javascript_builds_and_passes_its_test() {
+    a_new_script_passes("js", "policy.js");
+}
+
+#[test]
+fn a_new_policy_in_python_builds_and_passes_its_test() {
+    a_new_script_passes("python", "policy.py");
 }
 
 #[test]
@@ -309,30 +319,33 @@ fn every_example_builds_and_passes_its_test() {
             .join(format!("{name}.wasm"))
             .display()
             .to_string();
-        let (language, wasm) = if example.join("Cargo.toml").is_file() {
-            let built = policies().join(format!("examples/{name}.wasm"));
-            ("rust", built.display().to_string())
-        } else if example.join("policy.c").is_file() {
-            compile_c(&example.join("policy.c"), &root.join("templates/c"), &wasm);
-            ("c", wasm)
-        } else {
-            let made = tidegate(&example, &["policy", "build", "policy.js", "-o", &wasm]);
-            assert!(made.status.success(), "{name}: {}", told(&made));
-            ("js", wasm)
-        };
         let config = ["config.json", "config.txt"]
             .into_iter()
             .find(|file| example.join(file).is_file())
             .unwrap_or_else(|| panic!("{name} has no configuration"));
-        passes(&example, &wasm, config);
-        *languages.entry(language).or_insert(0) += 1;
+        let mut passed = |language: &'static str, wasm: &str| {
+            passes(&example, wasm, config);
+            *languages.entry(language).or_insert(0) += 1;
+        };
+        let script = |script: &str| {
+            let made = tidegate(&example, &["policy", "build", script, "-o", &wasm]);
+            assert!(made.status.success(), "{name}: {}", told(&made));
+        };
+        if example.join("Cargo.toml").is_file() {
+            let built = policies().join(format!("examples/{name}.wasm"));
+            passed("rust", &built.display().to_string());
+        } else if example.join("policy.c").is_file() {
+            compile_c(&example.join("policy.c"), &root.join("templates/c"), &wasm);
+            passed("c", &wasm);
+        } else {
+            script("policy.js");
+            passed("js", &wasm);
+        }
+        // The same cases, the same answers.
+        script("policy.py");
+        passed("python", &wasm);
     }
-    assert!(
-        ["rust", "c", "js"]
-            .iter()
-            .all(|l| languages.contains_key(l)),
-        "{languages:?}"
-    );
+    assert_eq!(languages.len(), 4, "{languages:?}");
 }
 
 /// With the flags of the Makefile that `policy new` writes.

@@ -1,9 +1,10 @@
-//! Policies written as a script: a ready-made engine (`plugins/js`) with the script in it.
+//! Policies written as a script: a ready-made engine (`plugins/js`, `plugins/python`) with the
+//! script in it.
 //!
 //! The engine has room for a script in its data, behind a marker. Filling it in takes no
 //! compiler: the result is an ordinary core module, uploaded and run like any other.
 
-/// What the room begins with in `plugins/js/engine.c`.
+/// What the room begins with in `plugins/script/host.h`.
 const MARKER: &[u8] = b"TIDEGATE-POLICY-SCRIPT-1";
 
 /// Why there is no policy.

@@ -10,27 +10,66 @@ use super::{Failure, Outcome, out};
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  tidegate policy build policy.js -o own-server.wasm\n  tidegate policy build policy.js -o warm-up.wasm --world shaping --engine ./target/policies/engines/js-shaping.wasm"
+    after_help = "Examples:\n  tidegate policy build policy.js -o own-server.wasm\n  tidegate policy build policy.py -o own-server.wasm\n  tidegate policy build policy.js -o warm-up.wasm --world shaping --engine ./target/policies/engines/js-shaping.wasm"
 )]
 pub struct BuildArgs {
-    /// The script, a module of JavaScript (ES2023).
+    /// The script: Python where its name ends with .py, else a module of JavaScript (ES2023).
     script: PathBuf,
     /// The policy to write.
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// What it decides; told by the function it exports otherwise: decide, plan or render.
+    /// What it decides; told by the function it has otherwise: decide, plan or render.
     #[arg(long, value_enum)]
     world: Option<NewWorld>,
-    /// The engine (js-WORLD.wasm); the one installed with the binary otherwise.
+    /// The engine (js-WORLD.wasm, python-WORLD.wasm); the one installed with the binary otherwise.
     #[arg(long, value_name = "FILE")]
     engine: Option<PathBuf>,
 }
 
-fn engine_name(world: NewWorld) -> &'static str {
-    match world {
-        NewWorld::Routing => "js-routing.wasm",
-        NewWorld::Shaping => "js-shaping.wasm",
-        NewWorld::Export => "js-export.wasm",
+#[derive(Clone, Copy)]
+enum Language {
+    Js,
+    Python,
+}
+
+impl Language {
+    fn of(script: &Path) -> Self {
+        match script.extension() {
+            Some(extension) if extension == "py" => Self::Python,
+            _ => Self::Js,
+        }
+    }
+
+    fn engine(self, world: NewWorld) -> String {
+        let language = match self {
+            Self::Js => "js",
+            Self::Python => "python",
+        };
+        let world = match world {
+            NewWorld::Routing => "routing",
+            NewWorld::Shaping => "shaping",
+            NewWorld::Export => "export",
+        };
+        format!("{language}-{world}.wasm")
+    }
+
+    /// Whether this line makes a function of that name part of the policy.
+    fn defines(self, line: &str, name: &str) -> bool {
+        let words = match self {
+            Self::Js => line.trim_start().strip_prefix("export"),
+            // Of the module, so without indentation.
+            Self::Python => line.strip_prefix("def "),
+        };
+        words.is_some_and(|words| {
+            words
+                .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+                .filter(|word| !word.is_empty())
+                .take(match self {
+                    Self::Js => usize::MAX,
+                    Self::Python => 1,
+                })
+                .any(|word| word == name)
+        })
     }
 }
 
@@ -44,17 +83,8 @@ fn installed(name: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-fn world_of(script: &str) -> Option<NewWorld> {
-    let exports = |name: &str| {
-        script.lines().any(|line| {
-            line.trim_start()
-                .strip_prefix("export")
-                .is_some_and(|rest| {
-                    rest.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
-                        .any(|word| word == name)
-                })
-        })
-    };
+fn world_of(script: &str, language: Language) -> Option<NewWorld> {
+    let exports = |name: &str| script.lines().any(|line| language.defines(line, name));
     let found: Vec<NewWorld> = [
         ("decide", NewWorld::Routing),
         ("plan", NewWorld::Shaping),
@@ -77,16 +107,24 @@ pub fn run(args: &BuildArgs) -> Outcome {
         )
     };
     let script = std::fs::read_to_string(&args.script).map_err(|e| unreadable(&args.script, e))?;
-    let Some(world) = args.world.or_else(|| world_of(&script)) else {
+    let language = Language::of(&args.script);
+    let Some(world) = args.world.or_else(|| world_of(&script, language)) else {
         return Err(Failure::usage(
             format!("{}: it is not clear what it decides", args.script.display()),
-            "export one of the functions decide, plan and render, or name the world with --world",
+            match language {
+                Language::Js => {
+                    "export one of the functions decide, plan and render, or name the world with --world"
+                }
+                Language::Python => {
+                    "define one of the functions decide, plan and render, or name the world with --world"
+                }
+            },
         ));
     };
-    let name = engine_name(world);
+    let name = language.engine(world);
     let engine = match &args.engine {
         Some(path) => path.clone(),
-        None => installed(name).ok_or_else(|| {
+        None => installed(&name).ok_or_else(|| {
             Failure::failed(
                 format!("no engine {name} is installed with this binary"),
                 "name it with --engine; in a source tree: cargo xtask plugins makes target/policies/engines",
@@ -120,7 +158,7 @@ mod tests {
 
     #[test]
     fn the_exported_function_tells_the_world() {
-        let of = |text| world_of(text);
+        let of = |text| world_of(text, Language::Js);
         assert_eq!(of("export function decide(m) {}"), Some(NewWorld::Routing));
         assert_eq!(of("  export const plan = () => 1"), Some(NewWorld::Shaping));
         assert_eq!(of("export { init, render };"), Some(NewWorld::Export));
@@ -130,5 +168,13 @@ mod tests {
             None
         );
         assert_eq!(of("export function planner() {}"), None);
+        let of = |text| world_of(text, Language::Python);
+        assert_eq!(
+            of("def decide(message):\n    pass"),
+            Some(NewWorld::Routing)
+        );
+        assert_eq!(of("def render (events): return []"), Some(NewWorld::Export));
+        assert_eq!(of("# def plan\nclass A:\n    def plan(self): pass"), None);
+        assert_eq!(of("def other(decide): pass"), None);
     }
 }

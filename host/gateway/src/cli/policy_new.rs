@@ -16,6 +16,8 @@ pub enum Language {
     C,
     #[value(alias = "javascript")]
     Js,
+    #[value(alias = "py")]
+    Python,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,7 +32,7 @@ pub enum NewWorld {
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  tidegate policy new own-server --lang rust\n  tidegate policy new warm-up --lang c --world shaping\n  tidegate policy new crm-hook --lang rust --world export --dir ./policies/crm-hook"
+    after_help = "Examples:\n  tidegate policy new own-server --lang rust\n  tidegate policy new warm-up --lang python --world shaping\n  tidegate policy new crm-hook --lang rust --world export --dir ./policies/crm-hook"
 )]
 pub struct NewArgs {
     /// Its name: lower-case letters, digits and hyphens.
@@ -152,6 +154,21 @@ fn js(world: NewWorld) -> Files {
     ]
 }
 
+fn python(world: NewWorld) -> Files {
+    let source = match world {
+        NewWorld::Routing => template!("python/routing.py"),
+        NewWorld::Shaping => template!("python/shaping.py"),
+        NewWorld::Export => template!("python/export.py"),
+    };
+    vec![
+        ("README.md", template!("python/README.md.in")),
+        (".gitignore", "*.wasm\n__pycache__/\n"),
+        ("policy.py", source),
+        json_config(world),
+        ("wit/policy.wit", WIT),
+    ]
+}
+
 /// What the placeholders of the templates stand for.
 fn fill(text: &str, name: &str, world: NewWorld) -> String {
     let (feature, slot) = match world {
@@ -195,6 +212,7 @@ pub fn run(args: &NewArgs) -> Outcome {
         Language::Rust => rust(args.world),
         Language::C => c(args.world),
         Language::Js => js(args.world),
+        Language::Python => python(args.world),
     };
     files.extend(samples(args.world));
     for (path, text) in files {
@@ -233,7 +251,8 @@ mod tests {
     #[test]
     fn every_placeholder_is_filled_in() {
         for world in [NewWorld::Routing, NewWorld::Shaping, NewWorld::Export] {
-            for (path, text) in rust(world).into_iter().chain(c(world)).chain(js(world)) {
+            let all = [rust(world), c(world), js(world), python(world)];
+            for (path, text) in all.into_iter().flatten() {
                 if path.ends_with(".wit") {
                     continue;
                 }
