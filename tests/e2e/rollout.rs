@@ -339,3 +339,40 @@ fn a_change_by_another_gateway_on_the_same_database_is_followed() {
     let entry = world.gateway.log(&id).unwrap();
     assert!(entry.to_string().contains(&second), "{entry}");
 }
+
+#[test]
+fn a_script_as_it_was_begun_is_uploaded_by_its_tenant_and_decides_mail() {
+    let mut world = World::start();
+    let customer = world.destination("customer.test", Behaviour::accept());
+    let token = world.gateway.token("acme").unwrap();
+    let languages = [("js", "policy.js"), ("python", "policy.py")];
+    for (language, script) in languages {
+        let project = world.gateway.directory().join(language);
+        let path = |file: &str| project.join(file).display().to_string();
+        let (project_dir, script, wasm) = (path(""), path(script), path("campaigns.wasm"));
+        let words = ["policy", "new", "campaigns", "--lang", language];
+        world
+            .gateway
+            .run(&[&words[..], &["--dir", &project_dir]].concat())
+            .unwrap();
+        let engine = policy(&format!("engines/{language}-routing")).unwrap();
+        let engine = engine.display().to_string();
+        let words = ["policy", "build", &script, "-o", &wasm, "--engine", &engine];
+        world.gateway.run(&words).unwrap();
+        let config = path("config.json");
+        let words = ["policy", "upload", &wasm, "--config", &config];
+        let upload = world
+            .gateway
+            .with_token(&token, &[&words[..], &["--slot", SLOT]].concat())
+            .unwrap();
+        let text = "X-Campaign: spring\r\nSubject: x\r\n\r\nx\r\n";
+        let reply = world
+            .raw()
+            .submit(SENDER, &["b@customer.test"], text)
+            .unwrap();
+        let entry = world.gateway.log(&reply.queue_id().unwrap()).unwrap();
+        assert_eq!(entry["events"][1]["policy"], upload["digest"], "{entry}");
+        assert!(entry.to_string().contains("spring"), "{entry}");
+    }
+    customer.wait_for(languages.len(), SOON).unwrap();
+}
