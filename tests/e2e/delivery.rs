@@ -477,6 +477,49 @@ fn a_pause_by_the_policy_is_seen_outlives_a_restart_and_is_lifted() {
 }
 
 #[test]
+fn bulk_beyond_the_tenant_s_quota_waits_and_says_until_when() {
+    let mut world = World::start();
+    let customer = world.destination("customer.test", Behaviour::accept());
+    let news = "news@acme";
+    world
+        .gateway
+        .bulk_credential("acme", news, PASSWORD)
+        .unwrap();
+    let set = |quota| {
+        let set = ["tenant", "set", "acme", "--bulk-quota", quota];
+        world.gateway.json(&set)
+    };
+    for bad in ["many", "0/1h", "5/2s", "5/60d", "5/parsec"] {
+        assert!(set(bad).is_err(), "{bad}");
+    }
+    let tenant = set("2/1h").unwrap();
+    assert_eq!(tenant["bulk_quota"]["window_secs"], 3600);
+    let mut crm = world.gateway.crm(news, PASSWORD).unwrap();
+    for to in ["a@customer.test", "b@customer.test"] {
+        crm.send(&Mail::new(SENDER, &[to], "news")).unwrap();
+    }
+    customer.wait_for(2, SOON).unwrap();
+    let answer = crm.send(&Mail::new(SENDER, &["c@customer.test"], "news"));
+    let id = answer.unwrap().id().unwrap();
+    let entry = tidegate_tests::eventually("the quota is the reason", SOON, || {
+        let list = world.gateway.json(&["queue", "show", &id]).ok()?;
+        (list[0]["reason"] == "quota").then(|| list[0].clone())
+    })
+    .unwrap();
+    assert!(entry["next"].is_i64(), "{entry}");
+    let shown = world.gateway.json(&["tenant", "show", "acme"]).unwrap();
+    assert_eq!(shown["bulk_used"], 2, "{shown}");
+    let table = world.gateway.run(&["tenant", "show", "acme"]).unwrap();
+    assert!(table.contains("2 in 1h, 2 used"), "{table}");
+    // Other mail of the tenant is not concerned.
+    world.send(&["d@customer.test"], "an invoice");
+    customer.wait_for(3, SOON).unwrap();
+    let tenant = set("none").unwrap();
+    assert!(tenant["bulk_quota"].is_null(), "{tenant}");
+    customer.wait_for(4, SOON).unwrap();
+}
+
+#[test]
 fn cancelled_mail_stays_away() {
     let world = World::with(|options| options.set("delivery.retry", vec!["20s"]));
     world.internet.dns.servfail("later.test");

@@ -19,7 +19,7 @@ use crate::steady::{HOUR, mail};
 use crate::world::{ByName, Manner, NEVER};
 
 /// Each of them is made by the story, at its start again after a crash, or by a delivery.
-const CALLS: [&str; 20] = [
+const CALLS: [&str; 22] = [
     "accept",
     "settle",
     "log",
@@ -36,6 +36,8 @@ const CALLS: [&str; 20] = [
     "set_cursor",
     "measures",
     "change_measures",
+    "quota_use",
+    "set_quota_use",
     "shaping_state",
     "set_shaping_state",
     "life",
@@ -107,6 +109,13 @@ impl Story {
         ] {
             scenario.world.set(domain, manner);
         }
+        // Never used up.
+        scenario.put_directory(|tenant, _| {
+            tenant.bulk_quota = Some(tidegate_queue::directory::Quota {
+                recipients: 1_000,
+                window_secs: 3600,
+            });
+        });
         Story {
             scenario,
             promised: Vec::new(),

@@ -309,6 +309,14 @@ impl Store for FaultyStore {
         Box::pin(self.write("change_measures", self.inner.change_measures(put, remove)))
     }
 
+    fn quota_use(&self) -> Fut<'_, StoreResult<Vec<QuotaUse>>> {
+        Box::pin(self.read("quota_use", self.inner.quota_use()))
+    }
+
+    fn set_quota_use(&self, used: Vec<QuotaUse>) -> Fut<'_, StoreResult<()>> {
+        Box::pin(self.write("set_quota_use", self.inner.set_quota_use(used)))
+    }
+
     fn shaping_state(&self) -> Fut<'_, StoreResult<Option<(u64, Bytes)>>> {
         Box::pin(self.read("shaping_state", self.inner.shaping_state()))
     }

@@ -20,6 +20,7 @@ mod measures;
 mod notices;
 mod parameters;
 mod passthrough;
+mod quotas;
 mod routes;
 mod seeds;
 mod waits;

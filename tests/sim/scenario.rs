@@ -319,6 +319,7 @@ fn directory_with(
         bulk_suspended,
         wording: None,
         record_inputs: true,
+        bulk_quota: None,
     };
     let server = Server {
         tenant: "acme".into(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tidegate_mail::{EventKind, Notify};
 use tidegate_queue::control::QueueQuery;
-use tidegate_queue::directory::{Relay, Way};
+use tidegate_queue::directory::{Quota, Relay, Way};
 use tidegate_queue::measure::{Effect, Measure, Scope};
 use tidegate_queue::route::Managed;
 use tidegate_queue::shape::{Limits, Rate, WaitReason};
@@ -94,6 +94,10 @@ fn waits() -> Vec<Wait> {
             ..Wait::new("throttled", WaitReason::Rate)
         },
         Wait {
+            policy: shaped(Limits::default()),
+            ..Wait::new("its tenant's quota is used up", WaitReason::Quota)
+        },
+        Wait {
             policy: shaped(Limits {
                 paused_until: Some(START.plus(HOUR * 24 * 7)),
                 ..Limits::default()
@@ -138,8 +142,16 @@ async fn every_wait_ends_with_the_lifetime() {
             let put = scenario.engine().put_measure(measure(effect)).await;
             put.expect("a measure");
         }
-        if wait.reason == WaitReason::Rate {
-            // Takes the only token of the lane.
+        if wait.reason == WaitReason::Quota {
+            scenario.put_directory(|tenant, _| {
+                tenant.bulk_quota = Some(Quota {
+                    recipients: 1,
+                    window_secs: 7 * 24 * 3600,
+                });
+            });
+        }
+        if matches!(wait.reason, WaitReason::Rate | WaitReason::Quota) {
+            // Takes the only token of the lane, or all of the quota.
             scenario
                 .submit(mail(&[("first@x.test", Notify::Never)]))
                 .await;

@@ -5,7 +5,7 @@
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
-use tidegate_queue::directory::{BUILT_IN_RELAY, Credential, Tenant};
+use tidegate_queue::directory::{BUILT_IN_RELAY, Credential, Quota, Tenant};
 
 use crate::extract::{Json, Query};
 use crate::{ApiError, Context, Shared, validate};
@@ -49,8 +49,22 @@ pub(crate) async fn list_tenants(State(context): Shared) -> Answer<Vec<Tenant>> 
     Ok(axum::Json(all))
 }
 
-pub(crate) async fn show_tenant(State(context): Shared, Path(id): Path<String>) -> Answer<Tenant> {
-    Ok(axum::Json(shown(tenant(&context, &id).await?)))
+/// A tenant, and how much of its quota is used.
+#[derive(Serialize)]
+pub(crate) struct ShownTenant {
+    #[serde(flatten)]
+    tenant: Tenant,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bulk_used: Option<u32>,
+}
+
+pub(crate) async fn show_tenant(
+    State(context): Shared,
+    Path(id): Path<String>,
+) -> Answer<ShownTenant> {
+    let tenant = shown(tenant(&context, &id).await?);
+    let bulk_used = tenant.bulk_quota.map(|_| context.engine.quota_used(&id));
+    Ok(axum::Json(ShownTenant { tenant, bulk_used }))
 }
 
 /// Lower-cases the domains, and refuses relays that are not there.
@@ -70,6 +84,21 @@ async fn checked(context: &Context, mut tenant: Tenant) -> Result<Tenant, ApiErr
         }
     }
     tenant.domains = domains;
+    if let Some(quota) = &tenant.bulk_quota {
+        if quota.recipients == 0 {
+            return Err(
+                ApiError::invalid("bulk_quota.recipients", "a quota of 0 sends nothing")
+                    .remedy("give at least 1, or: tidegate tenant suspend --bulk"),
+            );
+        }
+        if !(60..=31 * 24 * 3600).contains(&quota.window_secs) {
+            return Err(ApiError::invalid(
+                "bulk_quota.window_secs",
+                "the time of a quota is too short or too long",
+            )
+            .remedy("give a minute to 31 days"));
+        }
+    }
     let known = context.registry.relays().await?;
     for name in &tenant.relays {
         if name != BUILT_IN_RELAY && !known.iter().any(|r| r.name == *name) {
@@ -114,6 +143,14 @@ pub(crate) struct TenantChange {
     suspended: Option<bool>,
     bulk_suspended: Option<bool>,
     record_inputs: Option<bool>,
+    /// `null`: none any more.
+    #[serde(deserialize_with = "given")]
+    bulk_quota: Option<Option<Quota>>,
+}
+
+/// Tells a member that is `null` from one that is not there.
+fn given<'de, D: serde::Deserializer<'de>>(member: D) -> Result<Option<Option<Quota>>, D::Error> {
+    Option::deserialize(member).map(Some)
 }
 
 pub(crate) async fn change_tenant(
@@ -124,6 +161,22 @@ pub(crate) async fn change_tenant(
     let mut tenant = tenant(&context, &id).await?;
     if let Some(domains) = change.domains {
         tenant.domains = domains;
+        if let Some(quota) = &tenant.bulk_quota {
+            if quota.recipients == 0 {
+                return Err(ApiError::invalid(
+                    "bulk_quota.recipients",
+                    "a quota of 0 sends nothing",
+                )
+                .remedy("give at least 1, or: tidegate tenant suspend --bulk"));
+            }
+            if !(60..=31 * 24 * 3600).contains(&quota.window_secs) {
+                return Err(ApiError::invalid(
+                    "bulk_quota.window_secs",
+                    "the time of a quota is too short or too long",
+                )
+                .remedy("give a minute to 31 days"));
+            }
+        }
     }
     if let Some(relays) = change.relays {
         tenant.relays = relays;
@@ -136,6 +189,9 @@ pub(crate) async fn change_tenant(
     }
     if let Some(record) = change.record_inputs {
         tenant.record_inputs = record;
+    }
+    if let Some(quota) = change.bulk_quota {
+        tenant.bulk_quota = quota;
     }
     let tenant = checked(&context, tenant).await?;
     context.registry.put_tenant(tenant.clone()).await?;

@@ -315,6 +315,7 @@ fn directory(tenant: &str, grants: &Grants) -> Directory {
         suspended: false,
         bulk_suspended: false,
         record_inputs: false,
+        bulk_quota: None,
         wording: Default::default(),
     };
     Directory::new(

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tidegate_mail::Timestamp;
@@ -35,6 +36,25 @@ pub struct Tenant {
     /// Whether what its routing policy was asked and answered is kept for rehearsals.
     #[serde(default = "yes")]
     pub record_inputs: bool,
+    /// How much bulk mail of it goes out; `None`: any amount. What is beyond waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bulk_quota: Option<Quota>,
+}
+
+/// So many recipients in any stretch of time of that length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quota {
+    /// At least 1.
+    pub recipients: u32,
+    /// Seconds: a minute to 31 days.
+    pub window_secs: u32,
+}
+
+impl Quota {
+    pub fn window(self) -> Duration {
+        Duration::from_secs(u64::from(self.window_secs))
+    }
 }
 
 fn yes() -> bool {

@@ -18,6 +18,7 @@ mod life;
 mod measures;
 mod notify;
 mod plan;
+mod quota;
 mod run;
 mod settle;
 mod watch;
@@ -127,6 +128,7 @@ impl Engine {
             site_backoff: settings.site_backoff,
         });
         scheduler.load_measures(parts.store.measures().await?, now);
+        scheduler.load_quota_use(parts.store.quota_use().await?);
         let debts = Debts::default();
         let mut newest = now;
         let mut after = None;

@@ -20,4 +20,5 @@ pub use engine::{Engine, Parts};
 pub use intake::{Intake, Submission};
 pub use ports::*;
 pub use rollout::{Activation, Purpose, Step};
+pub use schedule::{Piece, QuotaUse};
 pub use settings::Settings;

@@ -13,6 +13,7 @@ mod automatic;
 mod control;
 mod lane;
 mod list;
+mod quota;
 mod ring;
 mod serve;
 #[cfg(test)]
@@ -27,11 +28,14 @@ use std::time::Duration;
 use slab::Slab;
 use tidegate_mail::{MessageId, Outcome, RecipientId, Timestamp, TrafficClass, Verdict};
 
+use crate::directory::Quota;
 use crate::measure::Measure;
 use crate::ports::Destination;
 use crate::shape::{LaneKey, Limits, ReplyRules, WaitReason};
 use automatic::Automatic;
 use lane::Lane;
+use quota::Quotas;
+pub use quota::{Piece, QuotaUse};
 use ring::Ring;
 
 /// Recipients of one message and domain that share a transaction.
@@ -122,6 +126,8 @@ pub struct Work {
     pub retry_after: Arc<[u32]>,
     /// Of a shaped lane: the replies that are limits in truth.
     pub temporary: Option<Arc<ReplyRules>>,
+    /// Under which its recipients count.
+    pub quota: Option<Quota>,
 }
 
 /// What the engine is to do next.
@@ -221,6 +227,7 @@ pub struct Scheduler {
     /// People's.
     measures: Vec<Measure>,
     automatic: Automatic,
+    quotas: Quotas,
     /// The rules of the last plan; none: there are none.
     temporary: Option<Arc<ReplyRules>>,
     in_flight: usize,
@@ -247,6 +254,7 @@ impl Scheduler {
             rings: [Ring::default(), Ring::default()],
             measures: Vec::new(),
             automatic: Automatic::default(),
+            quotas: Quotas::default(),
             temporary: None,
             in_flight: 0,
             stamp: 0,
@@ -403,7 +411,14 @@ impl Scheduler {
         }
     }
 
-    fn park(&mut self, queue: u32, reason: WaitReason, until: Option<Timestamp>, bench: Bench) {
+    /// The ticket by which it comes back.
+    fn park(
+        &mut self,
+        queue: u32,
+        reason: WaitReason,
+        until: Option<Timestamp>,
+        bench: Bench,
+    ) -> u32 {
         let ticket = self.next_stamp();
         self.queues[queue as usize].status = Status::Parked {
             reason,
@@ -419,17 +434,19 @@ impl Scheduler {
             Bench::Site(site) => self.sites[site as usize].parked.push_back((queue, ticket)),
             Bench::Time => {}
         }
+        ticket
     }
 
     /// A delivery has ended: frees its connection and counts. The tickets stay taken
     /// until [`Scheduler::settled`].
     pub fn finished<'a>(
         &mut self,
-        queue: u32,
+        work: &Work,
         host_failure: bool,
         outcomes: impl Iterator<Item = &'a Outcome>,
         now: Timestamp,
     ) {
+        let queue = work.queue;
         self.in_flight -= 1;
         let q = &mut self.queues[queue as usize];
         q.in_flight -= 1;
@@ -439,9 +456,14 @@ impl Scheduler {
         let l = &mut self.lanes[lane as usize];
         l.in_flight = l.in_flight.saturating_sub(1);
         let mut sent = false;
+        let mut over = 0;
         let mut cause = None;
         for outcome in outcomes {
             sent |= outcome.verdict != Verdict::Withdrawn;
+            over += u32::from(matches!(
+                outcome.verdict,
+                Verdict::Delivered | Verdict::Permanent
+            ));
             l.count(outcome);
             if host_failure && cause.is_none() {
                 cause = Some(outcome.text());
@@ -468,6 +490,10 @@ impl Scheduler {
         } else if s.failures > 0 {
             s.failures = 0;
             self.note_site(site, None, now);
+        }
+        if let Some(quota) = work.quota {
+            let reserved = work.tickets.len() as u32;
+            self.count_used(&work.tenant, quota, reserved, over, now);
         }
         self.wake_bench(site, lane);
         self.drop_if_idle(queue);

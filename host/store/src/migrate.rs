@@ -26,6 +26,7 @@ const STEPS: &[Step] = &[
     step!("0001_queue"),
     step!("0002_registry"),
     step!("0003_rollout"),
+    step!("0004_quota"),
 ];
 
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS migration (

@@ -1,5 +1,5 @@
 //! The rarely changed tables, in SQL that both databases understand: tenants,
-//! credentials, servers, relays, tokens, revisions, activations, decisions, measures, cursors
+//! credentials, servers, relays, tokens, revisions, activations, decisions, measures, quotas, cursors
 //! and the shaping policy's state.
 
 use bytes::Bytes;
@@ -9,7 +9,8 @@ use tidegate_mail::Timestamp;
 use tidegate_queue::directory::{Credential, Relay, Server, Tenant, Token};
 use tidegate_queue::measure::Measure;
 use tidegate_queue::{
-    Activation, DecisionQuery, DecisionRow, Life, Revision, StoreError, StoreResult, Uploaded,
+    Activation, DecisionQuery, DecisionRow, Life, QuotaUse, Revision, StoreError, StoreResult,
+    Uploaded,
 };
 
 use crate::codec::{json, parse};
@@ -73,7 +74,8 @@ pub(crate) async fn remove_tenant(rows: &dyn Rows, id: String) -> StoreResult<bo
         Stmt::new("DELETE FROM credential WHERE tenant = $1", vec![id.clone()]),
         Stmt::new("DELETE FROM server WHERE tenant = $1", vec![id.clone()]),
         Stmt::new("DELETE FROM token WHERE tenant = $1", vec![id.clone()]),
-        Stmt::new("DELETE FROM decision WHERE tenant = $1", vec![id]),
+        Stmt::new("DELETE FROM decision WHERE tenant = $1", vec![id.clone()]),
+        Stmt::new("DELETE FROM quota_use WHERE tenant = $1", vec![id]),
         Stmt::new("DELETE FROM activation WHERE slot = $1", vec![slot.clone()]),
         Stmt::new("DELETE FROM upload WHERE slot = $1", vec![slot]),
     ];
@@ -382,6 +384,24 @@ pub(crate) async fn change_measures(
     rows.execute(statements).await.map(drop)
 }
 
+pub(crate) async fn quota_use(rows: &dyn Rows) -> StoreResult<Vec<QuotaUse>> {
+    list(rows, "SELECT body FROM quota_use ORDER BY tenant").await
+}
+
+pub(crate) async fn set_quota_use(rows: &dyn Rows, used: Vec<QuotaUse>) -> StoreResult<()> {
+    let mut statements = Vec::with_capacity(used.len());
+    for used in &used {
+        let sql = "INSERT INTO quota_use (tenant, body) VALUES ($1, $2)
+                   ON CONFLICT (tenant) DO UPDATE SET body = excluded.body";
+        let args = vec![used.tenant.clone().into(), body(used)?];
+        statements.push(Stmt::new(sql, args));
+    }
+    if statements.is_empty() {
+        return Ok(());
+    }
+    rows.execute(statements).await.map(drop)
+}
+
 pub(crate) async fn cursor(rows: &dyn Rows, exporter: String) -> StoreResult<u64> {
     let sql = "SELECT seq FROM export_cursor WHERE exporter = $1";
     let found = rows
@@ -470,6 +490,14 @@ macro_rules! store_methods {
             remove: Vec<String>,
         ) -> Fut<'_, StoreResult<()>> {
             Box::pin(registry::change_measures(&self.rows, put, remove))
+        }
+
+        fn quota_use(&self) -> Fut<'_, StoreResult<Vec<QuotaUse>>> {
+            Box::pin(registry::quota_use(&self.rows))
+        }
+
+        fn set_quota_use(&self, used: Vec<QuotaUse>) -> Fut<'_, StoreResult<()>> {
+            Box::pin(registry::set_quota_use(&self.rows, used))
         }
 
         fn shaping_state(&self) -> Fut<'_, StoreResult<Option<(u64, Bytes)>>> {

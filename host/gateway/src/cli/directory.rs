@@ -1,6 +1,7 @@
 //! `tidegate tenant`, `credential`, `server`, `relay`.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value, json};
@@ -8,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::client::{Client, segment};
 use super::table;
 use super::{Failure, Outcome, out};
+use crate::config::Span;
 
 #[derive(Subcommand)]
 pub enum TenantCommand {
@@ -24,6 +26,9 @@ pub enum TenantCommand {
         /// A relay it may use; the first is its default. None: direct to MX.
         #[arg(long = "relay")]
         relays: Vec<String>,
+        /// How many recipients of bulk mail in any time of that length; what is beyond waits.
+        #[arg(long, value_name = "N/TIME")]
+        bulk_quota: Option<BulkQuota>,
     },
     /// List the tenants.
     #[command(after_help = "Example:\n  tidegate tenant list --json")]
@@ -31,9 +36,9 @@ pub enum TenantCommand {
     /// Show a tenant.
     #[command(after_help = "Example:\n  tidegate tenant show acme")]
     Show { id: String },
-    /// Replace a tenant's domains or relays, or what is recorded of it.
+    /// Replace a tenant's domains, relays or quota, or what is recorded of it.
     #[command(
-        after_help = "Examples:\n  tidegate tenant set acme --domain acme.example --domain acme.test\n  tidegate tenant set acme --record-inputs false"
+        after_help = "Examples:\n  tidegate tenant set acme --domain acme.example --domain acme.test\n  tidegate tenant set acme --bulk-quota 7000/7d\n  tidegate tenant set acme --bulk-quota none\n  tidegate tenant set acme --record-inputs false"
     )]
     Set {
         id: String,
@@ -46,6 +51,9 @@ pub enum TenantCommand {
         /// Whether what its routing policy is asked is kept for rehearsals.
         #[arg(long, value_name = "BOOL")]
         record_inputs: Option<bool>,
+        /// How many recipients of bulk mail in any time of that length, or `none`.
+        #[arg(long, value_name = "N/TIME")]
+        bulk_quota: Option<BulkQuota>,
     },
     /// Remove a tenant with its credentials, servers and policies; queued mail goes on.
     #[command(after_help = "Example:\n  tidegate tenant remove acme")]
@@ -81,16 +89,63 @@ fn show_tenant(tenant: &Value) {
 }
 
 fn tenants(list: &Value) -> table::Table {
+    let mut list = list.clone();
+    for tenant in list.as_array_mut().into_iter().flatten() {
+        let quota = &tenant["bulk_quota"];
+        if let (Some(recipients), Some(secs)) =
+            (quota["recipients"].as_u64(), quota["window_secs"].as_u64())
+        {
+            let mut text = format!("{recipients} in {}", table::duration(secs));
+            if let Some(used) = tenant["bulk_used"].as_u64() {
+                text.push_str(&format!(", {used} used"));
+            }
+            tenant["bulk_quota"] = text.into();
+        }
+    }
     table::of(
-        list,
+        &list,
         &[
             ("TENANT", "id"),
             ("DOMAINS", "domains"),
             ("RELAYS", "relays"),
             ("SUSPENDED", "suspended"),
             ("BULK SUSPENDED", "bulk_suspended"),
+            ("BULK QUOTA", "bulk_quota"),
         ],
     )
+}
+
+/// `7000/7d`, or `none`.
+#[derive(Clone, Copy)]
+pub struct BulkQuota(Option<(u32, Span)>);
+
+impl FromStr for BulkQuota {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(BulkQuota(None));
+        }
+        let (count, time) = text
+            .split_once('/')
+            .ok_or("write recipients and a time, as 7000/7d, or none")?;
+        let count = count
+            .parse()
+            .map_err(|_| format!("{count:?} is not a number of recipients"))?;
+        let time = Span::from_str(time).map_err(|e| e.to_string())?;
+        Ok(BulkQuota(Some((count, time))))
+    }
+}
+
+impl BulkQuota {
+    fn json(self) -> Value {
+        match self.0 {
+            Some((recipients, time)) => {
+                json!({"recipients": recipients, "window_secs": time.whole_secs()})
+            }
+            None => Value::Null,
+        }
+    }
 }
 
 fn suspend(client: &Client, id: &str, bulk: bool, on: bool) -> Outcome {
@@ -107,10 +162,14 @@ impl TenantCommand {
                 id,
                 domains,
                 relays,
-            } => client.post(
-                "/tenants",
-                &json!({"id": id, "domains": domains, "relays": relays}),
-            )?,
+                bulk_quota,
+            } => {
+                let mut body = json!({"id": id, "domains": domains, "relays": relays});
+                if let Some(quota) = bulk_quota {
+                    body["bulk_quota"] = quota.json();
+                }
+                client.post("/tenants", &body)?
+            }
             TenantCommand::List => {
                 let list: Value = client.get("/tenants", &[])?;
                 client.show(&list, |list| {
@@ -124,6 +183,7 @@ impl TenantCommand {
                 domains,
                 relays,
                 record_inputs,
+                bulk_quota,
             } => {
                 let mut change = Map::new();
                 if !domains.is_empty() {
@@ -135,10 +195,13 @@ impl TenantCommand {
                 if let Some(record) = record_inputs {
                     change.insert("record_inputs".to_owned(), json!(record));
                 }
+                if let Some(quota) = bulk_quota {
+                    change.insert("bulk_quota".to_owned(), quota.json());
+                }
                 if change.is_empty() {
                     return Err(Failure::usage(
                         "nothing to change",
-                        "give --domain, --relay or --record-inputs",
+                        "give --domain, --relay, --bulk-quota or --record-inputs",
                     ));
                 }
                 client.patch(&format!("/tenants/{}", segment(&id)), &change)?

@@ -254,6 +254,7 @@ mod tests {
                 bulk_suspended: false,
                 wording: None,
                 record_inputs: true,
+                bulk_quota: None,
             }],
             vec![Credential {
                 user: "crm".into(),

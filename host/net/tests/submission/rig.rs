@@ -115,6 +115,7 @@ pub fn tenant(id: &str, domain: &str, suspended: bool) -> Tenant {
         bulk_suspended: false,
         wording: None,
         record_inputs: true,
+        bulk_quota: None,
     }
 }
 

@@ -40,6 +40,7 @@ pub fn directory() -> Directory {
         bulk_suspended: false,
         wording: None,
         record_inputs: true,
+        bulk_quota: None,
     };
     let server = |tenant: &str, name: &str| Server {
         tenant: tenant.to_owned(),

@@ -163,7 +163,7 @@ impl Engine {
         let Some((carried, loaded)) = self.loaded(&work.tickets).await else {
             let now = self.now();
             self.schedule()
-                .finished(work.queue, false, std::iter::empty(), now);
+                .finished(&work, false, std::iter::empty(), now);
             return;
         };
         let (mut results, host_failure) = match self.job(&work, &carried, &loaded) {
@@ -193,12 +193,7 @@ impl Engine {
         let now = self.now();
         let alarm = {
             let mut scheduler = self.schedule();
-            scheduler.finished(
-                work.queue,
-                host_failure,
-                results.iter().map(|r| &r.outcome),
-                now,
-            );
+            scheduler.finished(&work, host_failure, results.iter().map(|r| &r.outcome), now);
             scheduler.alarm()
         };
         if alarm {

@@ -173,9 +173,10 @@ impl Engine {
         self.alarm.notify_one();
     }
 
-    /// Looks again at every queue that waits for a relay, as after a change of the relays.
+    /// Looks again at every queue that waits for a relay or for its tenant's quota, as after a
+    /// change of these.
     pub fn directory_changed(&self) {
-        self.schedule().recheck_relays();
+        self.schedule().directory_changed();
         self.kick();
     }
 }

@@ -32,6 +32,8 @@ impl Engine {
         background.spawn(async move { me.keep_sweeping().await });
         let me = self.clone();
         background.spawn(async move { me.keep_watch().await });
+        let me = self.clone();
+        background.spawn(async move { me.keep_counting().await });
         for (name, sink) in &self.parts.sinks {
             let (me, name, sink) = (self.clone(), name.clone(), sink.clone());
             background.spawn(async move { me.keep_exporting(&name, &*sink).await });
@@ -52,6 +54,7 @@ impl Engine {
         // What can't be paid now is on its row and is found at the next start.
         let _ = self.pay_debts().await;
         self.store_measures().await;
+        self.store_quota_use().await;
         self.end_life().await;
         self.running.store(false, Ordering::Relaxed);
     }
@@ -123,6 +126,7 @@ impl Engine {
             }
         }
         self.store_measures().await;
+        self.store_quota_use().await;
         self.schedule().next_event()
     }
 }

@@ -8,6 +8,7 @@ use tidegate_mail::{
 
 use super::{ContentReader, Fut};
 use crate::measure::Measure;
+use crate::schedule::QuotaUse;
 
 /// Why the store did not do what was asked. A remote refusal is never one of these.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -308,6 +309,11 @@ pub trait Store: Send + Sync + 'static {
     fn measures(&self) -> Fut<'_, StoreResult<Vec<Measure>>>;
     /// Keeps some, each in place of one of the same id, and removes others, in one transaction.
     fn change_measures(&self, put: Vec<Measure>, remove: Vec<String>) -> Fut<'_, StoreResult<()>>;
+
+    /// What tenants used of their quotas.
+    fn quota_use(&self) -> Fut<'_, StoreResult<Vec<QuotaUse>>>;
+    /// Keeps it, for each tenant in place of what was there.
+    fn set_quota_use(&self, used: Vec<QuotaUse>) -> Fut<'_, StoreResult<()>>;
 
     /// The shaping policy's opaque state with its version; `None` before the first.
     fn shaping_state(&self) -> Fut<'_, StoreResult<Option<(u64, Bytes)>>>;

@@ -17,9 +17,9 @@ impl Scheduler {
         self.recheck(|reason| matches!(reason, WaitReason::Held | WaitReason::Suspended));
     }
 
-    /// Looks again at queues whose relay was not there.
-    pub fn recheck_relays(&mut self) {
-        self.recheck(|reason| reason == WaitReason::RelayDown);
+    /// Looks again at queues whose relay was not there or whose tenant's quota was used up.
+    pub fn directory_changed(&mut self) {
+        self.recheck(|reason| matches!(reason, WaitReason::RelayDown | WaitReason::Quota));
     }
 
     /// Makes every shaped lane ask its policy again.

@@ -38,6 +38,7 @@ impl Scheduler {
             self.park(queue, reason, until, Bench::Time);
             return None;
         }
+        let (most, quota) = self.within_quota(queue, directory, now)?;
         let q = &self.queues[queue as usize];
         let exit = match directory.relay(&q.key.relay).map(|r| &r.way) {
             None => {
@@ -69,8 +70,12 @@ impl Scheduler {
             self.park(queue, reason, until, bench);
             return None;
         }
-        let tickets = self.batch(queue);
+        let tickets = self.batch(queue, most);
         let first = tickets.first()?.id.message;
+        if quota.is_some() {
+            let tenant = self.queues[queue as usize].key.tenant.clone();
+            self.reserve(&tenant, tickets.len() as u32);
+        }
         self.lanes[lane as usize].spend(now);
         self.lanes[lane as usize].in_flight += 1;
         self.sites[site as usize].in_flight += 1;
@@ -91,6 +96,7 @@ impl Scheduler {
                 .temporary
                 .clone()
                 .filter(|_| self.lanes[lane as usize].shaped),
+            quota,
         };
         if self.has_ready(queue) {
             self.enter_ring(queue);
@@ -116,10 +122,11 @@ impl Scheduler {
         !q.fresh.is_empty() || !q.retried.is_empty()
     }
 
-    /// The first ready entry and those right behind it that belong to the same message.
-    pub(super) fn batch(&mut self, queue: u32) -> Vec<Ticket> {
+    /// The first ready entry and up to `most` in all of those right behind it that belong to
+    /// the same message.
+    pub(super) fn batch(&mut self, queue: u32, most: usize) -> Vec<Ticket> {
         let mut tickets: Vec<Ticket> = Vec::with_capacity(1);
-        while tickets.len() < MAX_BATCH {
+        while tickets.len() < most {
             if !self.has_ready(queue) {
                 break;
             }
@@ -305,7 +312,7 @@ impl Scheduler {
             Err(_) => {
                 let mut tickets = Vec::new();
                 while self.has_ready(queue) {
-                    tickets.extend(self.batch(queue));
+                    tickets.extend(self.batch(queue, MAX_BATCH));
                 }
                 self.queues[queue as usize].status = Status::Idle;
                 tickets

@@ -77,7 +77,7 @@ fn finish(s: &mut Scheduler, work: Work, host_failure: bool, now: Timestamp) {
     } else {
         delivered()
     };
-    s.finished(work.queue, host_failure, [&outcome].into_iter(), now);
+    s.finished(&work, host_failure, [&outcome].into_iter(), now);
     for ticket in work.tickets {
         let next = if host_failure {
             Next::Waiting {

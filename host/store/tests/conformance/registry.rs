@@ -43,8 +43,21 @@ pub async fn keeps_cursors_measures_and_shaping_state(place: &Place) {
     store.change_measures(vec![m2, m3], vec![]).await.unwrap();
     let gone = vec!["m3".into(), "never there".into()];
     store.change_measures(vec![], gone).await.unwrap();
+    let used = |tenant: &str, recipients| QuotaUse {
+        tenant: tenant.into(),
+        pieces: vec![Piece {
+            from: T0,
+            to: T0,
+            recipients,
+        }],
+    };
+    let both = vec![used("b", 1), used("a", 2)];
+    store.set_quota_use(both).await.unwrap();
+    store.set_quota_use(vec![used("b", 3)]).await.unwrap();
     let opened = place.reopen(opened).await;
     let store = &opened.store;
+    let kept = store.quota_use().await.unwrap();
+    assert_eq!(kept, [used("a", 2), used("b", 3)]);
     assert_eq!(store.cursor("file".into()).await.unwrap(), 9);
     assert_eq!(
         store.shaping_state().await.unwrap(),
@@ -77,6 +90,7 @@ pub async fn keeps_tenants_with_what_is_theirs(place: &Place) {
             })
         }),
         record_inputs: true,
+        bulk_quota: None,
     };
     let credential = |user: &str, tenant: &str| Credential {
         user: user.into(),
@@ -260,6 +274,7 @@ pub async fn keeps_tokens_by_their_hash(place: &Place) {
         bulk_suspended: false,
         wording: None,
         record_inputs: true,
+        bulk_quota: None,
     };
     let token = |id: &str, tenant: &str| Token {
         id: id.into(),

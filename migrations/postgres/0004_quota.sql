@@ -1,0 +1,6 @@
+-- What tenants used of their quotas for bulk mail: the JSON of counted pieces of time.
+
+CREATE TABLE quota_use (
+    tenant TEXT PRIMARY KEY,
+    body   TEXT NOT NULL
+);
