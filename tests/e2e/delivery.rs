@@ -478,7 +478,7 @@ fn a_pause_by_the_policy_is_seen_outlives_a_restart_and_is_lifted() {
 
 #[test]
 fn bulk_beyond_the_tenant_s_quota_waits_and_says_until_when() {
-    let mut world = World::start();
+    let mut world = World::with(|options| options.without_policies());
     let customer = world.destination("customer.test", Behaviour::accept());
     let news = "news@acme";
     world

@@ -139,3 +139,77 @@ fn a_server_that_crashes_under_load_loses_and_doubles_nothing() {
     let doubled: Vec<_> = copies.iter().filter(|(_, times)| **times > 1).collect();
     assert!(doubled.is_empty(), "{doubled:?}");
 }
+
+/// Every statement that changes the queue fails with this SQLSTATE, as where the server finds
+/// no room; empty: no more.
+fn without_room(postgres: &Postgres, sqlstate: &str) {
+    let sql = match sqlstate {
+        "" => "drop function no_room() cascade".to_owned(),
+        code => format!(
+            "create function no_room() returns trigger language plpgsql as \
+             $$ begin raise exception 'could not extend file: No space left on device' \
+             using errcode = '{code}'; end $$; \
+             create trigger no_room before insert or update or delete on message \
+             for each statement execute function no_room(); \
+             create trigger no_room before insert or update or delete on recipient \
+             for each statement execute function no_room()"
+        ),
+    };
+    postgres.query(&sql).unwrap();
+}
+
+#[test]
+fn a_server_without_room_is_a_452_and_what_can_t_be_recorded_is_not_attempted() {
+    let postgres = Postgres::start().unwrap();
+    let url = postgres.url();
+    let mut world = World::with(|options| {
+        options
+            .without_policies()
+            .set("database", url.as_str())
+            .set("delivery.retry", vec!["1s"])
+    });
+    let customer = world.destination("customer.test", Behaviour::accept());
+    let back = world.destination("back.test", Behaviour::greylist(u32::MAX));
+    let ids: Vec<String> = (0..5)
+        .map(|n| world.send(&["b@back.test"], &format!("waits-{n}")))
+        .collect();
+    for id in &ids {
+        world.gateway.wait_logged(id, "deferred", SOON).unwrap();
+    }
+    without_room(&postgres, "53100");
+    back.behave(Behaviour::accept());
+    let submit = |subject: &str| {
+        let mut raw = world.raw();
+        let content = format!("Subject: {subject}\r\n\r\nbody\r\n");
+        raw.submit(SENDER, &["b@customer.test"], &content).unwrap()
+    };
+    for _ in 0..3 {
+        let reply = submit("refused");
+        assert_eq!(reply.code, 452, "{}", reply.text());
+        assert!(reply.text().starts_with("4.3.1"), "{}", reply.text());
+    }
+    eventually("results can't be stored", SOON, || {
+        let said = world.gateway.said();
+        said.contains("results of attempts could not be stored")
+            .then_some(())
+    })
+    .unwrap();
+    // What was under way by then may end; nothing is begun.
+    std::thread::sleep(Duration::from_secs(1));
+    let taken = back.counts().messages;
+    std::thread::sleep(Duration::from_secs(3));
+    assert_eq!(back.counts().messages, taken, "nothing is attempted");
+
+    without_room(&postgres, "");
+    for id in &ids {
+        let entry = world.gateway.wait_logged(id, "delivered", SOON).unwrap();
+        let delivered = kinds(&entry).iter().filter(|k| *k == "delivered").count();
+        assert_eq!(delivered, 1, "{entry}");
+    }
+    assert_eq!(world.gateway.health().unwrap().0, 200);
+    assert_eq!(submit("after").code, 250);
+    customer.wait_for(1, SOON).unwrap();
+    world.wait_empty();
+    assert_eq!(back.counts().messages, 5, "each once");
+    assert_eq!(customer.counts().messages, 1, "and none that was refused");
+}

@@ -255,3 +255,60 @@ async fn a_server_that_hangs_is_waited_for_no_longer_than_configured() {
     let counts = scenario.store().counts().await.expect("counts");
     assert_eq!(counts.messages, 0, "nothing is queued");
 }
+
+fn copies(scenario: &Scenario, recipient: &str) -> usize {
+    let all = scenario.world.delivered();
+    all.iter().filter(|d| d.recipient == recipient).count()
+}
+
+#[tokio::test]
+async fn what_the_tenant_s_server_took_comes_twice_if_the_rest_could_not_be_stored() {
+    let scenario = Scenario::with(Settings::default(), Arc::new(ByKind)).await;
+    let (own, managed) = ("own@x.test", "managed@x.test");
+    let to = [(own, Notify::Absent), (managed, Notify::Absent)];
+    scenario.crash.fail(Some("accept"));
+    let (first, reply) = scenario.submit(mail(&to)).await;
+    // No 250 without the store: the client comes again with all of them.
+    assert_eq!(
+        (reply.code, reply.enhanced),
+        (451, Some(Enhanced::new(4, 3, 0)))
+    );
+    assert_eq!(copies(&scenario, own), 1, "it was taken");
+    scenario.pass(HOUR).await;
+    assert_eq!(copies(&scenario, managed), 0);
+    let query = LogQuery {
+        message: Some(first),
+        ..LogQuery::default()
+    };
+    let found = scenario.store().search(query).await.expect("a search");
+    assert!(found.is_empty(), "nothing of it was kept");
+
+    // While the store is known not to take anything, nothing is handed off either.
+    scenario.crash.fail(Some("set_life"));
+    for _ in 0..3 {
+        let (_, reply) = scenario.submit(mail(&to)).await;
+        assert_eq!(reply.code, 451, "{reply}");
+        assert_eq!(copies(&scenario, own), 1);
+    }
+
+    scenario.crash.fail(None);
+    let (_, reply) = scenario.submit(mail(&to)).await;
+    assert_eq!(reply.code, 250, "{reply}");
+    scenario.pass(HOUR).await;
+    assert_eq!(copies(&scenario, own), 2, "the price");
+    assert_eq!(copies(&scenario, managed), 1);
+    assert!(notices(&scenario).is_empty());
+}
+
+#[tokio::test]
+async fn of_a_passthrough_alone_the_server_s_answer_stands_though_it_can_t_be_logged() {
+    let scenario = Scenario::with(Settings::default(), Arc::new(ByKind)).await;
+    scenario.crash.fail(Some("log"));
+    let to = [("own@x.test", Notify::Absent)];
+    let (_, reply) = scenario.submit(mail(&to)).await;
+    assert_eq!(reply.code, 250, "{reply}");
+    scenario.world.set("own-server.test", Manner::Refuse);
+    let (_, reply) = scenario.submit(mail(&to)).await;
+    assert_eq!(reply.code, 550, "{reply}");
+    assert_eq!(copies(&scenario, "own@x.test"), 1);
+}

@@ -81,6 +81,8 @@ pub struct Engine {
     stopping: AtomicBool,
     /// The store said that it failed: no new mail until a restart.
     store_failed: AtomicBool,
+    /// The last message could not be stored.
+    doubtful: AtomicBool,
     /// Results could not be stored: nothing is attempted before they are.
     stuck: AtomicBool,
     /// Recipients found past their lifetime at the last look.
@@ -177,6 +179,7 @@ impl Engine {
             running: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             store_failed: AtomicBool::new(false),
+            doubtful: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
             overdue: AtomicU64::new(0),
             cut_off,

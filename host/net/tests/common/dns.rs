@@ -158,6 +158,12 @@ impl Dns {
         self
     }
 
+    /// Signs what is said of this name and type with another key.
+    pub fn forges(&self, name: &str, kind: RecordType) -> &Self {
+        self.zone.lock().unwrap().forged = Some((format!("{name}."), kind, Signer::new()));
+        self
+    }
+
     /// The name is that of a zone.
     pub fn delegates(&self, name: &str) -> &Self {
         let server = Name::from_ascii("ns.test.").unwrap();
@@ -200,6 +206,7 @@ struct Records {
     secure: Vec<String>,
     asked: Vec<(String, RecordType)>,
     signer: Option<Signer>,
+    forged: Option<(String, RecordType, Signer)>,
 }
 
 impl Records {
@@ -263,7 +270,12 @@ fn answer(zone: &Zone, query: &[u8], udp: bool) -> Option<Vec<u8>> {
     // RFC 6840 s. 5.7, 5.8: only who asks is told.
     let wants = query.edns.as_ref().is_some_and(|e| e.flags().dnssec_ok);
     answer.metadata.authentic_data = secure && (wants || query.metadata.authentic_data);
-    if let Some(signer) = &zone.signer
+    let forger = zone
+        .forged
+        .as_ref()
+        .filter(|(of, about, _)| *of == name && *about == kind)
+        .map(|(_, _, signer)| signer);
+    if let Some(signer) = forger.or(zone.signer.as_ref())
         && wants
     {
         signer.sign(&mut answer, &owner, kind, secure);

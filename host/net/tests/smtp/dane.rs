@@ -105,6 +105,7 @@ pub fn told(done: &HandOff) -> [String; 3] {
 
 pub const DELIVERED: &str = "Delivered dot 2.0.0 250";
 const MISMATCH: &str = "Temporary starttls 4.7.5 DaneMismatch";
+const BOGUS: [&str; 3] = ["Temporary dns 4.7.5 DaneUnavailable", "clear", "dane"];
 
 #[tokio::test]
 async fn what_a_tlsa_record_vouches_for_is_taken_and_nothing_else() {
@@ -422,4 +423,38 @@ async fn signatures_are_checked_where_no_server_is_believed() {
         crate::common::line(&outcome),
         "Temporary dns 4.4.3 DnsUnavailable"
     );
+}
+
+#[tokio::test]
+async fn a_bogus_tlsa_answer_alone_is_no_downgrade() {
+    let shown = Shown::alone(&["mx1.example"], false);
+    let peer = Peer::with_tls(shown.server(), offers).await;
+    let port = peer.port();
+    let dir = tempfile::tempdir().unwrap();
+    let anchor = dir.path().join("root.key");
+    let at = format!("_{port}._tcp.mx1.example");
+    // Records, and the proof that there are none: as they are, and signed with another key.
+    for (records, forged, expected) in [
+        (true, false, [DELIVERED, "dane", "dane"]),
+        (false, false, [DELIVERED, "none", "-"]),
+        (true, true, BOGUS),
+        (false, true, BOGUS),
+    ] {
+        let signer = Signer::new();
+        signer.write_anchor(&anchor);
+        let from = Dnssec::ValidateFrom(anchor.clone());
+        let net = Net::start(port, |dns| dns.dnssec = from, |_| {}).await;
+        net.secure_host().signs(signer);
+        if records {
+            net.dns
+                .tlsa("mx1.example", port, [3, 1, 1], &sha256(&shown.spki));
+        }
+        if forged {
+            net.dns.forges(&at, RecordType::TLSA);
+        }
+        let done = net.send("d.example").await;
+        assert_eq!(told(&done), expected, "records {records}, forged {forged}");
+        assert_eq!(done.host_failure, forged);
+    }
+    assert_eq!(peer.connections(), 2, "none but for what was right");
 }

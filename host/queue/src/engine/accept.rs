@@ -131,6 +131,10 @@ impl Engine {
             events: Vec::new(),
         };
         if !sorted.passthrough.is_empty() {
+            let alone = sorted.managed.is_empty() && sorted.refused.is_empty();
+            if !alone && let Err(error) = self.probe_store().await {
+                return (refusal_for(&error), false);
+            }
             match self.hand_off(&submission, &mut draft, &mut sorted).await {
                 Handed::Answered(reply) => return (reply, false),
                 Handed::GoesOn => {}
@@ -260,6 +264,8 @@ impl Engine {
             let outcome = Outcome::from_reply(Stage::Local, reply);
             self.bounce_at_birth(&submission, &mut draft, index, outcome, None);
         }
+        let tried = |e: &&Event| e.kind == EventKind::PassthroughTried;
+        let passed = draft.events.iter().filter(tried).count();
         let keys = self.keys(&submission);
         let content = submission.content.clone();
         let count = draft.recipients.len() as u64;
@@ -278,9 +284,14 @@ impl Engine {
         };
         if let Err(error) = self.parts.store.accept(message).await {
             tracing::error!(%id, %error, "a message could not be stored; the client was told to try again");
+            if passed > 0 {
+                tracing::error!(%id, passed, "recipients of that message whose mail a tenant's server may have taken: what comes again for them is a second copy");
+            }
+            self.doubtful.store(true, Ordering::Relaxed);
             self.note_store_error(&error);
             return refusal_for(&error);
         }
+        self.doubtful.store(false, Ordering::Relaxed);
         add(&self.counters.accepted_messages, 1);
         add(&self.counters.accepted_recipients, count);
         let carried = Carried {

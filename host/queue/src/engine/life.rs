@@ -63,6 +63,20 @@ impl Engine {
         }
     }
 
+    /// Whether the store takes anything, asked only while that is in doubt: what a tenant's
+    /// server has taken can't be taken back if the rest of the message can't be kept.
+    pub(super) async fn probe_store(&self) -> StoreResult<()> {
+        let in_doubt = [&self.doubtful, &self.stuck];
+        if !in_doubt.iter().any(|flag| flag.load(Ordering::Relaxed)) {
+            return Ok(());
+        }
+        let life = Life {
+            running: true,
+            crashed: self.cut_off,
+        };
+        self.parts.store.set_life(self.parts.node, life).await
+    }
+
     /// The event that says that an earlier attempt may have been cut off by a crash.
     pub(super) fn cut_off_mark(&self, before: &Loaded) -> Option<Event> {
         let crashed = self.cut_off?;
