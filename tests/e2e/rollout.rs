@@ -218,6 +218,109 @@ fn go_live(tenant: &Tenant<'_>) {
     assert!(decided.contains(digest));
 }
 
+/// The commands of a part of the guide, in order.
+fn commands(guide: &str) -> String {
+    let from = guide.find("## From nothing to live mail").unwrap();
+    let part = &guide[from..];
+    let part = &part[..part.find("\n## What happens when").unwrap()];
+    let blocks = part.split("```sh\n").skip(1);
+    blocks
+        .map(|block| block.split("```").next().unwrap())
+        .collect()
+}
+
+#[test]
+fn the_guide_takes_a_newcomer_to_a_live_canary_with_its_commands_as_they_stand() {
+    let mut world = World::start();
+    let _customer = world.destination("customer.test", Behaviour::accept());
+    let guide = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/policies.md");
+    let script = commands(&std::fs::read_to_string(guide).unwrap());
+    assert!(
+        script.contains("promote") && script.contains("token add"),
+        "{script}"
+    );
+    let binary = tidegate_tests::gateway::binary().unwrap();
+    let admin = std::fs::read_to_string(world.gateway.directory().join("data/admin.address"));
+    // What is the reader's own: the address and the digest. The steps find recorded mail.
+    let script = script
+        .replace("127.0.0.1:8025", admin.unwrap().trim())
+        .replace("5872a5f08149", "$digest")
+        .replace(
+            "tidegate policy rehearse",
+            "digest=$(tidegate policy list | awk '/campaigns/ { print $1 }')\ntidegate policy rehearse",
+        );
+    let place = tempfile::tempdir().unwrap();
+    let stop = AtomicBool::new(false);
+    let done = std::thread::scope(|scope| {
+        scope.spawn(|| world.submit_until(&stop));
+        let path = std::env::var("PATH").unwrap_or_default();
+        let done = std::process::Command::new("sh")
+            .args(["-euxc", &script])
+            .env(
+                "PATH",
+                format!("{}:{path}", binary.parent().unwrap().display()),
+            )
+            .env("TIDEGATE_CONFIG", world.gateway.config())
+            .current_dir(place.path())
+            .output();
+        stop.store(true, Ordering::Relaxed);
+        done.unwrap()
+    });
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&done.stdout),
+        String::from_utf8_lossy(&done.stderr)
+    );
+    assert!(done.status.success(), "{said}");
+    let history = world
+        .gateway
+        .json(&["policy", "history", "--slot", SLOT])
+        .unwrap();
+    let history = history.as_array().unwrap();
+    let steps: Vec<&str> = history
+        .iter()
+        .rev()
+        .map(|a| a["step"].as_str().unwrap())
+        .collect();
+    assert_eq!(steps, ["shadow", "canary", "canary", "activate", "vacate"]);
+    assert!(
+        history.iter().all(|a| a["by"] == "tenant:acme"),
+        "{history:?}"
+    );
+    assert!(said.contains("2 passed, 0 failed"), "{said}");
+    assert!(said.contains("The shadow of routing/acme"), "{said}");
+
+    // Each change is told and counted.
+    let log = world.gateway.said();
+    let told: Vec<&str> = log
+        .lines()
+        .filter(|line| line.contains("tidegate::policy_change"))
+        .collect();
+    let digest = history[0]["digest"].as_str().unwrap();
+    let changes = [
+        "change=\"shadow\"",
+        "change=\"canary\"",
+        "share=50.0",
+        "change=\"promoted\"",
+        "change=\"rolled back\"",
+    ];
+    assert_eq!(told.len(), changes.len(), "{log}");
+    for (line, change) in told.iter().zip(changes) {
+        assert!(line.contains(change), "{change}: {line}");
+        assert!(
+            line.contains(digest) && line.contains("by=\"tenant:acme\""),
+            "{line}"
+        );
+    }
+    let metrics = world.gateway.metrics().unwrap();
+    for line in [
+        "tidegate_policy_changes_total{change=\"canary\",by=\"tenant\"} 2",
+        "tidegate_policy_changes_total{change=\"rolled back\",by=\"tenant\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+}
+
 #[test]
 fn a_canary_and_an_activation_that_fail_are_taken_back_and_the_crm_sees_only_250s() {
     let mut world = World::start();
@@ -251,6 +354,16 @@ fn a_canary_and_an_activation_that_fail_are_taken_back_and_the_crm_sees_only_250
     submit(20);
     let step = world.wait_taken_back("activate");
     assert_eq!(step["digest"], *good);
+    let log = world.gateway.said();
+    let mut by_itself = log
+        .lines()
+        .filter(|line| line.contains("change=\"rolled back\"") && line.contains("by=\"gateway\""));
+    for before in [&good, &bad] {
+        // A canary is withdrawn from beside the good one; the bad one gives way.
+        let line = by_itself.next().unwrap_or_else(|| panic!("{log}"));
+        assert!(line.contains(&format!("before=\"{before}\"")), "{line}");
+        assert!(line.contains("cause=\"it failed again and again"), "{line}");
+    }
     assert!(
         step["note"].as_str().unwrap().contains(&bad[..12]),
         "{step}"

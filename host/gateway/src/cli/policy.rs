@@ -457,10 +457,17 @@ impl PolicyCommand {
                 }
             }
             PolicyCommand::Status { slot } => {
+                let empty = match &slot {
+                    Some(slot) if slot.starts_with("routing/") => format!(
+                        "nothing is in force in {slot}: the operator's routing policy decides; put one in force with: tidegate policy upload or activate"
+                    ),
+                    _ => "nothing is in force; upload a policy with: tidegate policy upload"
+                        .to_owned(),
+                };
                 let query: Vec<_> = slot.map(|s| ("slot", s)).into_iter().collect();
                 let list: Value = client.get("/slots/status", &query)?;
                 client.show(&list, |list| {
-                    statuses(list).print("no policies; upload one with: tidegate policy upload");
+                    statuses(list).print(&empty);
                     for slot in list.as_array().into_iter().flatten() {
                         let compared = slot["running"]["trial"]["compared"].clone();
                         if let Ok(report) = serde_json::from_value::<Report>(compared) {
@@ -502,7 +509,14 @@ impl PolicyCommand {
             PolicyCommand::Rollback { slot, note } => {
                 let answer: Value =
                     client.post("/slots/rollback", &json!({"slot": slot, "note": note}))?;
-                client.show(&answer, |a| activations(&json!([a])).print(""));
+                client.show(&answer, |a| {
+                    activations(&json!([a])).print("");
+                    out(match a["step"].as_str() {
+                        Some("withdraw") => "\nThe trial is over; what is in force stays.\n",
+                        Some("vacate") => "\nNothing is in force there now: the operator's routing policy decides.\n",
+                        _ => "\nIt is in force for the next message.\n",
+                    });
+                });
             }
         }
         Ok(())

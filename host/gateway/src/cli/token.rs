@@ -1,17 +1,20 @@
 //! `tidegate token`: what opens the admin API to a tenant, for its own slot.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 use serde_json::{Value, json};
 
 use super::client::{Client, segment};
 use super::table::{self, Table, cell, time_of};
-use super::{Outcome, out};
+use super::{Failure, Outcome, out};
+use crate::secrets;
 
 #[derive(Subcommand)]
 pub enum TokenCommand {
     /// Make a token for a tenant; it is shown this once.
     #[command(
-        after_help = "Examples:\n  tidegate token add --tenant acme --note \"build server\"\n  tidegate token add --tenant acme --json"
+        after_help = "Examples:\n  tidegate token add --tenant acme --note \"build server\"\n  tidegate token add --tenant acme --file acme.token"
     )]
     Add {
         #[arg(long)]
@@ -19,6 +22,9 @@ pub enum TokenCommand {
         /// What it is for.
         #[arg(long, default_value = "")]
         note: String,
+        /// Write it to a new file that only its owner can read, instead of showing it.
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
     },
     /// List the tokens, without what opens anything.
     #[command(after_help = "Example:\n  tidegate token list --tenant acme")]
@@ -47,9 +53,40 @@ fn tokens(list: &Value) -> Table {
 impl TokenCommand {
     pub fn run(self, client: &Client) -> Outcome {
         match self {
-            TokenCommand::Add { tenant, note } => {
-                let answer: Value =
+            TokenCommand::Add { tenant, note, file } => {
+                if let Some(file) = &file
+                    && file.exists()
+                {
+                    // Before there is a token that nobody would have.
+                    return Err(Failure::failed(
+                        format!("{} is there already", file.display()),
+                        "name another file, or remove that one",
+                    ));
+                }
+                let mut answer: Value =
                     client.post("/tokens", &json!({"tenant": tenant, "note": note}))?;
+                if let Some(file) = file {
+                    let token = cell(&answer["token"]);
+                    secrets::write_private(&file, &format!("{token}\n")).map_err(|e| {
+                        let id = cell(&answer["id"]);
+                        Failure::failed(
+                            format!("{} can't be written: {e}", file.display()),
+                            format!("make the token worthless (tidegate token revoke {id}) and add another"),
+                        )
+                    })?;
+                    if let Some(shown) = answer.as_object_mut() {
+                        shown.remove("token");
+                        shown.insert("file".to_owned(), file.display().to_string().into());
+                    }
+                    client.show(&answer, |a| {
+                        tokens(&json!([a])).print("");
+                        out(&format!(
+                            "\nThe token is in {}; its holder names it with --token-file or TIDEGATE_TOKEN_FILE.\n",
+                            table::clean(&cell(&a["file"]))
+                        ));
+                    });
+                    return Ok(());
+                }
                 client.show(&answer, |a| {
                     tokens(&json!([a])).print("");
                     out(&format!(
