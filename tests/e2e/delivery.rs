@@ -5,6 +5,7 @@ use std::time::Duration;
 use tidegate_tests::client::{Answer, Crm, Protection};
 use tidegate_tests::gateway::kinds;
 use tidegate_tests::mail::Mail;
+use tidegate_tests::proc;
 use tidegate_tests::raw::Raw;
 use tidegate_tests::sink::{Behaviour, Stage};
 use tidegate_tests::tls::Identity;
@@ -517,6 +518,35 @@ fn bulk_beyond_the_tenant_s_quota_waits_and_says_until_when() {
     let tenant = set("none").unwrap();
     assert!(tenant["bulk_quota"].is_null(), "{tenant}");
     customer.wait_for(4, SOON).unwrap();
+}
+
+#[test]
+fn many_large_messages_on_their_way_to_a_slow_server_cost_little_memory() {
+    const MESSAGES: usize = 40;
+    let mut world = World::with(|options| {
+        options
+            .without_policies()
+            .set("submission.memory", "4MiB")
+            .set("delivery.timeouts.dot", "60s")
+    });
+    // As many are under way at once as the site may have connections.
+    let slow = Behaviour::accept().delay(Duration::from_secs(10));
+    let customer = world.destination("customer.test", slow);
+    let pid = world.gateway.pid().unwrap();
+    let before = proc::peak_rss_kib(pid).unwrap();
+    let body = format!("{}\r\n", "x".repeat(998)).repeat(6 * 1024);
+    let mut raw = world.raw();
+    for n in 0..MESSAGES {
+        let content = format!("Subject: large {n}\r\n\r\n{body}");
+        let reply = raw.submit(SENDER, &["b@customer.test"], &content).unwrap();
+        assert_eq!(reply.code, 250, "{}", reply.text());
+    }
+    customer.wait_for(MESSAGES, SOON * 2).unwrap();
+    world.wait_empty();
+    let grown = (proc::peak_rss_kib(pid).unwrap() - before) >> 10;
+    let sent = ((MESSAGES * body.len()) >> 20) as u64;
+    println!("{MESSAGES} messages, {sent} MiB delivered: {grown} MiB more memory at most");
+    assert!(grown < sent / 2, "{grown} MiB for {sent} MiB");
 }
 
 #[test]
