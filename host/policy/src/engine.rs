@@ -189,7 +189,11 @@ fn config(instances: InstanceAllocationStrategy) -> Config {
         .memory_reservation(64 * 1024 * 1024)
         .memory_guard_size(64 * 1024)
         .max_wasm_stack(limits::WASM_STACK)
-        .async_stack_size(limits::ASYNC_STACK);
+        .async_stack_size(limits::ASYNC_STACK)
+        // Tables that only back-traces and debuggers read; a trap is told by its kind.
+        .wasm_backtrace_max_frames(None)
+        .generate_address_map(false)
+        .native_unwind_info(false);
     config
 }
 
