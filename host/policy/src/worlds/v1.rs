@@ -192,8 +192,11 @@ pub(crate) async fn decide(
         .collect();
     let declared = &active.descriptor.headers;
     let mut headers: Vec<routing::Header<'_>> = Vec::with_capacity(question.headers.len());
+    let mut next = 0; // Fields often come in the order of their declaration.
     for (name, value) in &question.headers {
-        if let Some(field) = declared.iter().position(|d| d.eq_ignore_ascii_case(name)) {
+        let mut fields = (next..declared.len()).chain(0..next);
+        if let Some(field) = fields.find(|&f| declared[f].eq_ignore_ascii_case(name)) {
+            next = field + 1;
             headers.push(routing::Header {
                 field: field as u32,
                 value: cut(value, limits::HEADER_VALUE),
