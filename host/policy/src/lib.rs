@@ -30,6 +30,7 @@ pub mod limits;
 mod observe;
 pub mod offline;
 mod prepare;
+mod prune;
 pub mod recorded;
 mod rehearse;
 pub mod script;

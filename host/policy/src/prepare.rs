@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use wit_component::ComponentEncoder;
 
 use crate::engine::PolicyEngine;
+use crate::prune::prune;
 use crate::worlds::{Descriptor, World};
 use crate::{init, inspect, limits};
 
@@ -226,6 +227,12 @@ pub fn prepare(engine: &PolicyEngine, upload: &Upload<'_>) -> Result<Prepared, R
         )));
     }
     let descriptor = descriptor.check().map_err(Refused::Init)?;
+    // Of a component made elsewhere the core exports may have any name.
+    let snapshot = if shape.is_component {
+        snapshot
+    } else {
+        prune(&snapshot).map_err(|e| Refused::Compile(format!("its snapshot: {e}")))?
+    };
     let code = engine
         .wasmtime()
         .precompile_component(&snapshot)
