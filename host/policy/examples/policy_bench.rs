@@ -250,7 +250,11 @@ fn main() -> Outcome {
         Some("memory") => return tenants(&component),
         _ => {}
     }
+    if arguments.first().is_some_and(|a| a == "scripts") {
+        return scripts();
+    }
     decisions(&component)?;
+    scripts()?;
     println!();
     upload(&component)?;
     tenants(&component)
@@ -306,6 +310,64 @@ fn decisions(component: &[u8]) -> Outcome {
         let wall = samples[ROUNDS / 2].1;
         println!(
             "{domains:>6} {recipients:>11} {headers:>8} {cpu:>12.1} ({least:.1}) {wall:>18.1}"
+        );
+    }
+    Ok(())
+}
+
+/// What `tidegate policy new` begins in the languages of scripts: a message with a campaign field.
+fn scripts() -> Outcome {
+    let preparing = PolicyEngine::for_preparing()?;
+    let host = PolicyHost::new(PolicyEngine::new()?, directory(), HostOptions::default());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut question = question(1, 0);
+    question.headers = vec![("X-Campaign".to_owned(), "spring".to_owned())];
+    println!("\nscript      bytes   prepared in   KiB of code   CPU us, median (min)");
+    for (language, script) in [
+        (
+            "js",
+            include_str!("../../../plugins/templates/js/routing.js"),
+        ),
+        (
+            "python",
+            include_str!("../../../plugins/templates/python/routing.py"),
+        ),
+    ] {
+        let engine = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!(
+            "../../target/policies/engines/{language}-routing.wasm"
+        ));
+        let script = script.replace("NAME", "campaigns");
+        let component = tidegate_policy::script::embed(&std::fs::read(engine)?, &script)?;
+        let begun = Instant::now();
+        let revision = prepare(
+            &preparing,
+            &Upload {
+                component: &component,
+                config: r#"{"campaign_header":"X-Campaign"}"#,
+            },
+        )?;
+        let prepared = begun.elapsed().as_secs_f64();
+        host.activate("routing", &revision)?;
+        let mut samples = Vec::new();
+        for _ in 0..ROUNDS {
+            let (calls, begun) = (CALLS / 10, cpu());
+            runtime.block_on(async {
+                for _ in 0..calls {
+                    let routing = host.route(&question).await;
+                    assert!(routing.fallback.is_none(), "{routing:?}");
+                }
+            });
+            samples.push((cpu() - begun).as_secs_f64() * 1e6 / calls as f64);
+        }
+        samples.sort_by(f64::total_cmp);
+        println!(
+            "{language:<8} {:>8} {prepared:>11.2} s {:>13} {:>12.1} ({:.1})",
+            component.len(),
+            revision.code_size() / 1024,
+            samples[ROUNDS / 2],
+            samples[0],
         );
     }
     Ok(())
