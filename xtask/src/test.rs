@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 
+use crate::bench::instructions;
 use crate::host::{self, cargo};
 use crate::{kill, plugins};
 
@@ -66,6 +67,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         counted(cargo().args(["test", "--workspace", "--no-fail-fast"]))
     });
     step(&mut steps, "kills", kill::short);
+    step(&mut steps, "instructions", || instructions::check(false));
     // One by one: the guest library speaks for one world at a time.
     for policy in plugins::POLICIES {
         if !has_tests(&root.join("plugins").join(policy).join("src/lib.rs")) {
@@ -124,14 +126,17 @@ fn summary(steps: &[Step]) -> anyhow::Result<()> {
     }
 }
 
-/// PostgreSQL for its half of the store's tests, strace for the test of durability.
+/// PostgreSQL for its half of the store's tests, strace for the test of durability, valgrind to
+/// count instructions.
 fn packages() -> anyhow::Result<String> {
     let mut missing = Vec::new();
     if !host::has_postgres() {
         missing.push("postgresql");
     }
-    if host::find("strace").is_none() {
-        missing.push("strace");
+    for program in ["strace", "valgrind"] {
+        if host::find(program).is_none() {
+            missing.push(program);
+        }
     }
     host::install(&missing)?;
     Ok(missing.join(", "))
