@@ -13,7 +13,7 @@ use super::backlog::{self, Backlog};
 use super::disk::Image;
 use super::machine::Machine;
 use super::relay::{self, Relaying};
-use super::{choose_gateway, table};
+use super::{choose_gateway, policy, table};
 use crate::host;
 
 /// Options of `cargo xtask bench report`.
@@ -32,7 +32,7 @@ pub struct Arguments {
     #[arg(long, default_value_t = 1_000_000)]
     recipients: u64,
     /// What to measure; the rest of the report stays as it is.
-    #[arg(long, value_delimiter = ',', default_values = ["relay", "journal", "backlog"])]
+    #[arg(long, value_delimiter = ',', default_values = ["relay", "journal", "backlog", "policy"])]
     parts: Vec<Part>,
     /// What else a reader should know, such as how the gateway was built.
     #[arg(long)]
@@ -52,6 +52,8 @@ enum Part {
     /// Some of them on ext4 with a journal.
     Journal,
     Backlog,
+    /// Decisions beside Lua and a policy service, and neighbours of hostile policies.
+    Policy,
 }
 
 /// Everything the report is made of.
@@ -63,6 +65,9 @@ struct Figures {
     /// On ext4 with a journal, or why not.
     journalled: Option<Result<Relaying, String>>,
     backlog: Option<Backlog>,
+    /// As the benchmark prints it.
+    #[serde(default)]
+    policy: Option<String>,
 }
 
 /// For the options of the other tasks, as on their command lines.
@@ -82,7 +87,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let output = host::root().join(&arguments.output);
     let json = output.with_extension("json");
     let mut figures: Figures = match std::fs::read_to_string(&json) {
-        Ok(text) if arguments.parts.len() < 3 => serde_json::from_str(&text)
+        Ok(text) if arguments.parts.len() < 4 => serde_json::from_str(&text)
             .with_context(|| format!("{} is not of this version", json.display()))?,
         _ => Figures::default(),
     };
@@ -111,6 +116,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 println!("{}", found.text());
                 figures.backlog = Some(found);
             }
+            Part::Policy => figures.policy = Some(policy::measure()?),
         }
     }
     std::fs::write(&output, figures.report())
@@ -193,6 +199,12 @@ impl Figures {
         }
         if let Some(backlog) = &self.backlog {
             text.push_str(&format!("\n## A long queue\n\n{}\n", backlog.text()));
+        }
+        if let Some(policy) = &self.policy {
+            text.push_str(&format!(
+                "\n## Decisions by policies\n\n```\n{}\n```\n",
+                policy.trim_end()
+            ));
         }
         text
     }
