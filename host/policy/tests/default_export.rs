@@ -152,3 +152,32 @@ fn an_unknown_field_is_refused_with_the_list() {
         other => panic!("{other:?}"),
     }
 }
+
+/// A policy that is left alone says nothing about the events: they must not be taken for bad ones.
+#[tokio::test]
+async fn what_an_open_breaker_keeps_from_a_policy_is_no_fault_of_the_events() {
+    let host = host();
+    // Past its probation: it is not rolled back.
+    let long = std::time::Duration::from_secs(3600);
+    host.restore("export/file", &prepared("export-jsonl", ""), None, long)
+        .unwrap();
+    // More than a call's memory.
+    let large = || Detail {
+        text: Some("x".repeat(64 * 1024)),
+        ..delivered()
+    };
+    let batch: Vec<_> = (0..512)
+        .map(|seq| record(seq, EventKind::Delivered, large()))
+        .collect();
+    for n in 1..=7 {
+        let fault = host.render("file", &batch).await.unwrap_err();
+        assert_eq!(
+            matches!(fault, PolicyFault::Broken(_)),
+            n <= 5,
+            "{n}: {fault}"
+        );
+    }
+    let good = [record(600, EventKind::Delivered, delivered())];
+    let fault = host.render("file", &good).await.unwrap_err();
+    assert!(matches!(fault, PolicyFault::Temporary(_)), "{fault}");
+}
