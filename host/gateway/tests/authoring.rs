@@ -263,6 +263,33 @@ fn a_new_policy_in_python_builds_and_passes_its_test() {
     a_new_script_passes("python", "policy.py");
 }
 
+/// The cargo in use where its compiler has the target, as an author's has by `rustup target add`;
+/// else Debian's, with the standard library from its source, as `cargo xtask plugins` does it.
+fn cargo_for_wasm() -> Command {
+    let sysroot = Command::new("rustc")
+        .args(["--print", "sysroot"])
+        .output()
+        .unwrap();
+    let sysroot = PathBuf::from(String::from_utf8_lossy(&sysroot.stdout).trim());
+    let targets = sysroot.join("lib/rustlib");
+    if targets.join("wasm32-unknown-unknown/lib").is_dir() {
+        return Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    }
+    let linker = std::fs::read_dir(&targets)
+        .unwrap()
+        .map(|entry| entry.unwrap().path().join("bin/rust-lld"))
+        .find(|linker| linker.is_file())
+        .unwrap_or_else(|| "wasm-ld".into());
+    let mut cargo = Command::new("/usr/bin/cargo");
+    cargo
+        .args(["-Z", "build-std=std,panic_abort"])
+        .env("RUSTC", "/usr/bin/rustc")
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker)
+        .env_remove("RUSTUP_TOOLCHAIN");
+    cargo
+}
+
 #[test]
 fn a_new_policy_in_rust_builds_and_passes_its_test() {
     let dir = scratch();
@@ -270,12 +297,13 @@ fn a_new_policy_in_rust_builds_and_passes_its_test() {
     let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/authoring");
     for world in WORLDS {
         let project = begin(dir.path(), "rust", world);
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut cargo = cargo_for_wasm();
         for (name, _) in std::env::vars() {
             // Of the cargo that runs this test.
             let ours = name.starts_with("CARGO_") || name.starts_with("RUST");
             let kept = ["CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"].contains(&name.as_str());
-            if ours && !kept {
+            let set = cargo.get_envs().any(|(set, _)| *set == *name);
+            if ours && !kept && !set {
                 cargo.env_remove(name);
             }
         }
