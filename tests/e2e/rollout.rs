@@ -382,7 +382,8 @@ fn a_canary_and_an_activation_that_fail_are_taken_back_and_the_crm_sees_only_250
         let entry = world.gateway.log(id).unwrap();
         let routed = &entry["events"][1];
         assert_eq!(routed["policy"], *good, "{entry}");
-        fallbacks += usize::from(entry.to_string().contains("fallback"));
+        // A decision that took too long on a busy machine falls back too, for another reason.
+        fallbacks += usize::from(entry.to_string().contains("not granted"));
     }
     assert_eq!(fallbacks, 10, "5 of the canary, 5 of the activation");
 }
