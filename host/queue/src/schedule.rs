@@ -128,6 +128,9 @@ pub struct Work {
     pub temporary: Option<Arc<ReplyRules>>,
     /// Under which its recipients count.
     pub quota: Option<Quota>,
+    /// Where it was begun: its queue may be tied elsewhere when it ends.
+    site_at: u32,
+    lane_at: u32,
 }
 
 /// What the engine is to do next.
@@ -446,15 +449,16 @@ impl Scheduler {
         outcomes: impl Iterator<Item = &'a Outcome>,
         now: Timestamp,
     ) {
-        let queue = work.queue;
+        let &Work {
+            queue,
+            site_at: site,
+            lane_at: lane,
+            ..
+        } = work;
         self.in_flight -= 1;
-        let q = &mut self.queues[queue as usize];
-        q.in_flight -= 1;
-        let (Some(site), Some(lane)) = (q.site, q.lane) else {
-            return;
-        };
+        self.queues[queue as usize].in_flight -= 1;
         let l = &mut self.lanes[lane as usize];
-        l.in_flight = l.in_flight.saturating_sub(1);
+        l.in_flight -= 1;
         let mut sent = false;
         let mut over = 0;
         let mut cause = None;
@@ -478,7 +482,7 @@ impl Scheduler {
         }
         let (first, longest) = self.bounds.site_backoff;
         let s = &mut self.sites[site as usize];
-        s.in_flight = s.in_flight.saturating_sub(1);
+        s.in_flight -= 1;
         if host_failure {
             // Attempts that were under way together count as one failure.
             if s.backoff_until <= now {

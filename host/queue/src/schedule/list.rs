@@ -61,7 +61,9 @@ impl Scheduler {
                 backoff_until: self
                     .sites
                     .iter()
-                    .find(|(_, s)| *s.name == *l.key.site && s.failures > 0)
+                    .find(|(_, s)| {
+                        *s.name == *l.key.site && *s.relay == *l.key.relay && s.failures > 0
+                    })
                     .map(|(_, s)| s.backoff_until),
             })
             .collect();

@@ -8,7 +8,8 @@ use tidegate_mail::{Outcome, Timestamp, TrafficClass};
 
 use super::lane::Lane;
 use super::{
-    Bench, Exit, MAX_BATCH, Phase, SMARTHOST_SITE, Scheduler, Site, Status, Task, Ticket, Work,
+    Bench, Exit, MAX_BATCH, Phase, Queue, SMARTHOST_SITE, Scheduler, Site, Status, Task, Ticket,
+    Work,
 };
 use crate::directory::{Directory, Way};
 use crate::measure::Effect;
@@ -47,14 +48,26 @@ impl Scheduler {
                 return None;
             }
             Some(Way::Smarthost { .. }) => {
-                if q.site.is_none() {
+                if self
+                    .site_name(q)
+                    .and_then(|s| s.strip_prefix(SMARTHOST_SITE))
+                    != Some(&*q.key.relay)
+                {
                     let site: Arc<str> = format!("{SMARTHOST_SITE}{}", q.key.relay).into();
-                    self.assign(queue, site, now);
+                    self.move_to(queue, site, now);
+                    return None;
                 }
                 Exit::Smarthost
             }
             Some(Way::Mx { .. }) => match &q.destination {
-                Some(destination) if destination.valid_until > now => Exit::Mx(destination.clone()),
+                Some(destination) if destination.valid_until > now => {
+                    let destination = destination.clone();
+                    if self.site_name(q) != Some(&destination.site) {
+                        self.move_to(queue, destination.site.clone(), now);
+                        return None;
+                    }
+                    Exit::Mx(destination)
+                }
                 _ => {
                     let domain = q.key.domain.clone();
                     self.park(queue, WaitReason::Dns, None, Bench::Time);
@@ -97,11 +110,23 @@ impl Scheduler {
                 .clone()
                 .filter(|_| self.lanes[lane as usize].shaped),
             quota,
+            site_at: site,
+            lane_at: lane,
         };
         if self.has_ready(queue) {
             self.enter_ring(queue);
         }
         Some(Task::Deliver(work))
+    }
+
+    fn site_name(&self, q: &Queue) -> Option<&str> {
+        q.site.map(|at| &*self.sites[at as usize].name)
+    }
+
+    /// Ties a queue to a site; then its turn comes again, under what holds for that site.
+    fn move_to(&mut self, queue: u32, site: Arc<str>, now: Timestamp) {
+        self.assign(queue, site, now);
+        self.enter_ring(queue);
     }
 
     /// Drops void positions at the front and says whether anything is left.
@@ -305,8 +330,7 @@ impl Scheduler {
             Ok(destination) => {
                 let site = destination.site.clone();
                 self.queues[queue as usize].destination = Some(destination);
-                self.assign(queue, site, now);
-                self.enter_ring(queue);
+                self.move_to(queue, site, now);
                 Vec::new()
             }
             Err(_) => {

@@ -1,3 +1,5 @@
+mod books;
+
 use super::*;
 use crate::control::QueueQuery;
 use crate::directory::Directory;
@@ -187,6 +189,81 @@ fn a_site_that_does_not_answer_is_left_alone_then_probed() {
     assert_eq!(probe.len(), 1, "one probe");
     finish(&mut s, probe.remove(0), false, later);
     assert_eq!(drain(&mut s, later).len(), 2, "open again");
+}
+
+#[test]
+fn a_site_that_changes_while_mail_is_out_gets_its_connection_back() {
+    let mut s = Scheduler::new(bounds());
+    let k = key("a", "x.test", TrafficClass::Transactional);
+    let directory = Directory::new(vec![], vec![], vec![], vec![]);
+    let at = |site: &str, seconds| {
+        Arc::new(Destination {
+            site: site.into(),
+            valid_until: T0.plus(Duration::from_secs(seconds)),
+            ..Destination::clone(&to("x.test"))
+        })
+    };
+    let next = |s: &mut Scheduler, site, now| {
+        while let Some(Task::Resolve { queue, .. }) = s.take(&directory, now) {
+            s.resolved(queue, Ok(at(site, 600)), now);
+        }
+    };
+    s.add(&k, entry(1, 0, 0), T0);
+    let Some(Task::Resolve { queue, .. }) = s.take(&directory, T0) else {
+        panic!("a resolution comes first");
+    };
+    s.resolved(queue, Ok(at("old", 10)), T0);
+    let Some(Task::Deliver(before)) = s.take(&directory, T0) else {
+        panic!("then a delivery");
+    };
+    assert_eq!(&*before.site, "old");
+
+    // The next message finds another set of mail servers while the first is still out.
+    let later = T0.plus(Duration::from_secs(20));
+    s.add(&k, entry(2, 0, 0), later);
+    next(&mut s, "new", later);
+    finish(&mut s, before, false, later);
+    for (_, site) in &s.sites {
+        let expected = u32::from(&*site.name == "new");
+        assert_eq!(site.in_flight, expected, "{}", site.name);
+    }
+    for (_, lane) in &s.lanes {
+        let expected = u32::from(lane.key.site == "new");
+        assert_eq!(lane.in_flight, expected, "{:?}", lane.key);
+    }
+}
+
+#[test]
+fn a_relay_that_becomes_a_smarthost_is_one_from_the_next_message_on() {
+    let mut s = Scheduler::new(bounds());
+    let k = QueueKey {
+        relay: "out".into(),
+        ..key("a", "x.test", TrafficClass::Transactional)
+    };
+    let site_by = |s: &mut Scheduler, relay| match s.take(&relay, T0) {
+        Some(Task::Resolve { queue, .. }) => {
+            s.resolved(queue, Ok(to("x.test")), T0);
+            let Some(Task::Deliver(work)) = s.take(&relay, T0) else {
+                panic!("a delivery follows");
+            };
+            let site = work.site.clone();
+            finish(s, work, false, T0);
+            site
+        }
+        Some(Task::Deliver(work)) => {
+            let site = work.site.clone();
+            finish(s, work, false, T0);
+            site
+        }
+        None => panic!("there is something to do"),
+    };
+    let mut sites = Vec::new();
+    for (message, way) in [(1, 0), (2, 1), (3, 0)] {
+        s.add(&k, entry(message, 0, 0), T0);
+        sites.push(site_by(&mut s, books::relay(way)));
+    }
+    let sites: Vec<&str> = sites.iter().map(|s| &**s).collect();
+    assert_eq!(sites, ["x.test", "relay:out", "x.test"]);
 }
 
 #[test]
