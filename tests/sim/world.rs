@@ -211,7 +211,7 @@ impl Transport for World {
             if matches!(manner, Manner::Hangs) {
                 std::future::pending::<()>().await;
             }
-            let mut host_failure = false;
+            let mut contact = Contact::Reached;
             let mut results = Vec::new();
             for r in &job.recipients {
                 let address = r.recipient.address.to_string();
@@ -256,7 +256,7 @@ impl Transport for World {
                         Outcome::from_reply(Stage::Dot, reply(451, 3, 0, "try later"))
                     }
                     Manner::Unreachable(n) if earlier < n => {
-                        host_failure = true;
+                        contact = Contact::Failed;
                         Outcome::from_fault(Stage::Connect, Fault::ConnectTimeout)
                     }
                     Manner::LosesReplies(n) if earlier < n => {
@@ -287,10 +287,7 @@ impl Transport for World {
                     outcome,
                 });
             }
-            HandOff {
-                results,
-                host_failure,
-            }
+            HandOff { results, contact }
         })
     }
 }

@@ -219,7 +219,8 @@ table! {
         site_backoff: Span = Span::mins(1),
         /// The longest such wait.
         site_backoff_max: Span = Span::mins(15),
-        /// Most deliveries at the same time, in all.
+        /// Most deliveries at the same time, in all. Where there are several tenants, one has three
+        /// quarters of them at most.
         max_deliveries: u32 = 500,
         /// Most connections to one site, whatever a shaping policy says.
         max_site_connections: u16 = 20,
@@ -276,7 +277,10 @@ table! {
 
 table! {
     /// Time-outs of the dialogue with a destination, by stage. The defaults are those of RFC 5321
-    /// s. 4.5.3.2 but for the connection, where nothing is learnt by waiting longer.
+    /// s. 4.5.3.2 but for the connection, where nothing is learnt by waiting longer. `connect`,
+    /// `banner` and `command` together are the time a server has until it is ready for a
+    /// message, and after so long no other address is tried for a message: a server that stalls at
+    /// every step holds a delivery up once.
     Timeouts "[delivery.timeouts]" {
         /// Until the connection stands, for each address.
         connect: Span = Span::secs(30),

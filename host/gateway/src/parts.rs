@@ -94,9 +94,12 @@ pub fn transport(
     clock: Arc<dyn Clock>,
 ) -> Result<Smtp, Failure> {
     let t = &config.delivery.timeouts;
+    let opening = t.connect.get() + t.banner.get() + t.command.get();
     let timeouts = Timeouts {
         connect: t.connect.get(),
         tls: t.command.get().min(Timeouts::default().tls),
+        opening,
+        attempt: opening,
         banner: t.banner.get(),
         ehlo: t.command.get(),
         mail: t.command.get(),

@@ -27,7 +27,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tidegate_mail::{Fault, Outcome, Stage};
+use tidegate_mail::{Fault, Outcome, Stage, Verdict};
 use tidegate_queue::ports::{Clock, Fut, HandOff, Job, MxHost, Target, Transport};
 
 use self::memory::Memory;
@@ -44,6 +44,10 @@ pub struct Timeouts {
     pub connect: Duration,
     /// For a TLS handshake.
     pub tls: Duration,
+    /// From the connection until the peer is ready for MAIL, once more in clear included.
+    pub opening: Duration,
+    /// After so long no other address is tried for a job, and no further transaction begun.
+    pub attempt: Duration,
     pub banner: Duration,
     /// EHLO, STARTTLS, AUTH.
     pub ehlo: Duration,
@@ -67,6 +71,8 @@ impl Default for Timeouts {
         Timeouts {
             connect: Duration::from_secs(30),
             tls: Duration::from_secs(60),
+            opening: minutes(10),
+            attempt: minutes(10),
             banner: minutes(5),
             ehlo: minutes(5),
             mail: minutes(5),
@@ -100,6 +106,9 @@ pub struct SmtpConfig {
     pub recipients_per_transaction: usize,
     /// Addresses tried for one job.
     pub max_addresses: usize,
+    /// Peers that took a connection and then would not take mail, for one job. Two hosts of two
+    /// families: some refuse to talk over IPv6 only.
+    pub max_peers: usize,
     /// How long a host whose TLS is broken is sent to in clear at once.
     pub broken_tls_memory: Duration,
     /// How long an address that took no connection is tried after the others.
@@ -119,6 +128,7 @@ impl SmtpConfig {
             pool_idle: Duration::from_secs(15),
             recipients_per_transaction: 100,
             max_addresses: 10,
+            max_peers: 4,
             broken_tls_memory: Duration::from_secs(3600),
             dead_host_memory: Duration::from_secs(60),
         }
@@ -218,7 +228,8 @@ impl Smtp {
                 self.config.allow_private
             }
             Target::Endpoint(endpoint) => {
-                let found = self.resolver.host_addresses(&endpoint.host).await?;
+                let found = self.resolver.host_addresses(&endpoint.host).await;
+                let found = found.map_err(missing)?;
                 all.extend(found.into_iter().map(|ip| Candidate {
                     host: &endpoint.host,
                     peer: SocketAddr::new(ip, endpoint.port),
@@ -243,7 +254,12 @@ impl Smtp {
         if let Some(fault) = forbidden
             && all.is_empty()
         {
-            return Err(Outcome::from_fault(Stage::Dns, fault));
+            let outcome = Outcome::from_fault(Stage::Dns, fault);
+            return Err(match &job.target {
+                // The operator's mistake; of a tenant's server it is what the tenant is told.
+                Target::Endpoint(endpoint) if !endpoint.of_tenant => missing(outcome),
+                _ => outcome,
+            });
         }
         if let Some(source) = job.source {
             all.retain(|c| same_family(c.peer.ip(), source));
@@ -259,6 +275,15 @@ impl Smtp {
         all.truncate(self.config.max_addresses);
         Ok(all)
     }
+}
+
+/// What keeps a server that somebody configured from being found is no fault of the addresses
+/// that mail is for: it waits until the name is put right.
+fn missing(why: Outcome) -> Outcome {
+    if why.verdict != Verdict::Permanent {
+        return why;
+    }
+    Outcome::from_fault(Stage::Dns, Fault::RelayUnavailable).with_detail(why.text())
 }
 
 fn same_family(a: IpAddr, b: IpAddr) -> bool {

@@ -21,6 +21,7 @@ mod plan;
 mod quota;
 mod run;
 mod settle;
+mod source;
 mod watch;
 
 use std::collections::HashMap;

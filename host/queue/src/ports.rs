@@ -21,7 +21,7 @@ pub use resolver::{Dane, Destination, MxHost, Protection, Resolver, Tlsa};
 pub use sink::{Again, ExportBatch, Payload, Sink, SinkError};
 pub use store::*;
 pub use transport::{
-    ContentReader, Endpoint, Hand, HandOff, Job, JobRecipient, Target, TlsMode, Transport,
+    Contact, ContentReader, Endpoint, Hand, HandOff, Job, JobRecipient, Target, TlsMode, Transport,
 };
 
 /// A boxed future that borrows from its port.

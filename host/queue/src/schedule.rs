@@ -30,7 +30,7 @@ use tidegate_mail::{MessageId, Outcome, RecipientId, Timestamp, TrafficClass, Ve
 
 use crate::directory::Quota;
 use crate::measure::Measure;
-use crate::ports::Destination;
+use crate::ports::{Contact, Destination};
 use crate::shape::{LaneKey, Limits, ReplyRules, WaitReason};
 use automatic::Automatic;
 use lane::Lane;
@@ -225,6 +225,8 @@ pub struct Scheduler {
     sites: Slab<Site>,
     site_of: HashMap<(Arc<str>, Arc<str>), u32>,
     tenants: HashMap<Arc<str>, u32>,
+    /// By tenant number: its deliveries under way.
+    busy: Vec<usize>,
     /// Transactional, bulk.
     rings: [Ring; 2],
     /// People's.
@@ -254,6 +256,7 @@ impl Scheduler {
             sites: Slab::new(),
             site_of: HashMap::new(),
             tenants: HashMap::new(),
+            busy: Vec::new(),
             rings: [Ring::default(), Ring::default()],
             measures: Vec::new(),
             automatic: Automatic::default(),
@@ -332,11 +335,10 @@ impl Scheduler {
         if let Some(queue) = self.queue_of.get(key) {
             return *queue;
         }
-        let next_tenant = self.tenants.len() as u32;
-        let tenant = *self
-            .tenants
-            .entry(key.tenant.clone())
-            .or_insert(next_tenant);
+        let tenant = *self.tenants.entry(key.tenant.clone()).or_insert_with(|| {
+            self.busy.push(0);
+            (self.busy.len() - 1) as u32
+        });
         let queue = self.queues.insert(Queue {
             key: key.clone(),
             tenant,
@@ -445,7 +447,7 @@ impl Scheduler {
     pub fn finished<'a>(
         &mut self,
         work: &Work,
-        host_failure: bool,
+        contact: Contact,
         outcomes: impl Iterator<Item = &'a Outcome>,
         now: Timestamp,
     ) {
@@ -456,7 +458,9 @@ impl Scheduler {
             ..
         } = work;
         self.in_flight -= 1;
-        self.queues[queue as usize].in_flight -= 1;
+        let q = &mut self.queues[queue as usize];
+        q.in_flight -= 1;
+        self.busy[q.tenant as usize] -= 1;
         let l = &mut self.lanes[lane as usize];
         l.in_flight -= 1;
         let mut sent = false;
@@ -469,7 +473,7 @@ impl Scheduler {
                 Verdict::Delivered | Verdict::Permanent
             ));
             l.count(outcome);
-            if host_failure && cause.is_none() {
+            if contact == Contact::Failed && cause.is_none() {
                 cause = Some(outcome.text());
             }
         }
@@ -483,17 +487,19 @@ impl Scheduler {
         let (first, longest) = self.bounds.site_backoff;
         let s = &mut self.sites[site as usize];
         s.in_flight -= 1;
-        if host_failure {
+        match contact {
             // Attempts that were under way together count as one failure.
-            if s.backoff_until <= now {
+            Contact::Failed if s.backoff_until <= now => {
                 s.failures = s.failures.saturating_add(1);
                 let factor = 1u32 << (s.failures - 1).min(16);
                 s.backoff_until = now.plus(first.saturating_mul(factor).min(longest));
                 self.note_site(site, cause, now);
             }
-        } else if s.failures > 0 {
-            s.failures = 0;
-            self.note_site(site, None, now);
+            Contact::Reached if s.failures > 0 => {
+                s.failures = 0;
+                self.note_site(site, None, now);
+            }
+            Contact::Failed | Contact::Reached | Contact::Untried => {}
         }
         if let Some(quota) = work.quota {
             let reserved = work.tickets.len() as u32;

@@ -51,7 +51,7 @@ impl Transport for NoNetwork {
         Box::pin(async {
             HandOff {
                 results,
-                host_failure: true,
+                contact: Contact::Failed,
             }
         })
     }

@@ -4,12 +4,13 @@
 //! Invariants: each recipient of the job gets exactly one outcome; a host failure leads to the
 //! next address, and to the recipients only when there is none left; a pooled
 //! connection that turns out to be dead before MAIL was answered is not held against
-//! anybody: the transaction is made again, once, over a new one.
+//! anybody: the transaction is made again, once, over a new one; what a message or its domain
+//! demands beyond the ordinary is not held against the site, which others share.
 
 use std::sync::Arc;
 
 use tidegate_mail::{Enhanced, Fault, Hop, Outcome, Stage, Verdict};
-use tidegate_queue::ports::{Hand, HandOff, Job, Target, TlsMode};
+use tidegate_queue::ports::{Contact, Hand, HandOff, Job, Target, TlsMode};
 use tokio::time::Instant;
 
 use super::body;
@@ -45,43 +46,60 @@ async fn attempt(smtp: &Smtp, job: &Job) -> HandOff {
         job,
         outcomes: vec![None; job.recipients.len()],
         hop: Hop::nowhere(smtp.clock.now()),
+        earlier: Vec::new(),
+        unmet: false,
         begun: Instant::now(),
     };
-    let host_failure = match delivery.run().await {
-        Ok(()) => false,
-        Err(Stop::ForAll(outcome)) => {
-            delivery.settle(&outcome);
-            false
-        }
-        Err(Stop::NoHost(outcome)) => {
-            delivery.settle(&outcome);
-            true
+    let contact = match delivery.run().await {
+        Ok(()) => Contact::Reached,
+        Err(stop) => {
+            let reached = delivery.was_answered();
+            delivery.settle(&stop.outcome);
+            if reached {
+                Contact::Reached
+            } else {
+                stop.contact
+            }
         }
     };
-    delivery.hand_off(host_failure)
+    delivery.hand_off(contact)
 }
 
 struct Delivery<'a> {
     smtp: &'a Smtp,
     job: &'a Job,
     outcomes: Vec<Option<Outcome>>,
+    /// The latest.
     hop: Hop,
+    /// Recipients whose outcome came over an earlier connection, and over which.
+    earlier: Vec<(usize, Arc<Hop>)>,
+    /// A host was not used for a demand that not all mail makes.
+    unmet: bool,
     begun: Instant,
 }
 
-/// Why there is nothing more to be done.
-enum Stop {
+/// Why there is nothing more to be done, for all who have no outcome yet.
+struct Stop {
+    outcome: Outcome,
+    contact: Contact,
+}
+
+impl Stop {
     /// For reasons of the message.
-    ForAll(Outcome),
-    /// No host could be talked to.
-    NoHost(Outcome),
+    fn untried(outcome: Outcome) -> Self {
+        Stop {
+            outcome,
+            contact: Contact::Untried,
+        }
+    }
 }
 
 /// How the transactions on a connection ended.
 enum Done {
     Finished,
-    /// The connection was dead, and nobody has had an answer.
-    Stale,
+    /// Not all have an outcome, and another connection is wanted: this one was dead, or has
+    /// carried as many messages as it may.
+    Again,
 }
 
 /// An open connection and where it goes back to.
@@ -100,47 +118,95 @@ impl Delivery<'_> {
         }
     }
 
-    fn hand_off(mut self, host_failure: bool) -> HandOff {
-        let took = self.begun.elapsed().as_millis();
-        self.hop.duration_ms = u32::try_from(took).unwrap_or(u32::MAX);
-        let hop = Arc::new(self.hop);
+    /// Whether a host took part in a transaction.
+    fn was_answered(&self) -> bool {
+        let in_transaction = |o: &Outcome| {
+            matches!(
+                o.stage,
+                Stage::Mail | Stage::Rcpt | Stage::Data | Stage::Dot
+            )
+        };
+        self.outcomes.iter().flatten().any(in_transaction)
+    }
+
+    /// Milliseconds since the attempt began.
+    fn took(&self) -> u32 {
+        u32::try_from(self.begun.elapsed().as_millis()).unwrap_or(u32::MAX)
+    }
+
+    /// What was answered so far was answered over this connection; the next is another.
+    fn leave_hop(&mut self) {
+        let known = |n: usize| self.earlier.iter().any(|(at, _)| *at == n);
+        let new: Vec<usize> = (0..self.outcomes.len())
+            .filter(|n| self.outcomes[*n].is_some() && !known(*n))
+            .collect();
+        if !new.is_empty() {
+            let hop = Arc::new(Hop {
+                duration_ms: self.took(),
+                ..self.hop.clone()
+            });
+            self.earlier
+                .extend(new.into_iter().map(|n| (n, hop.clone())));
+        }
+    }
+
+    fn hand_off(self, contact: Contact) -> HandOff {
+        let hop = Arc::new(Hop {
+            duration_ms: self.took(),
+            ..self.hop
+        });
+        let earlier = self.earlier;
+        let hop_of = |n: usize| {
+            let known = earlier.iter().find(|(at, _)| *at == n);
+            known.map_or(&hop, |(_, hop)| hop).clone()
+        };
         let results = self
             .job
             .recipients
             .iter()
             .zip(self.outcomes)
-            .map(|(recipient, outcome)| Hand {
+            .enumerate()
+            .map(|(n, (recipient, outcome))| Hand {
                 index: recipient.index,
-                hop: hop.clone(),
+                hop: hop_of(n),
                 // `run` leaves nobody without; if it did, another attempt is the safe reading.
                 outcome: outcome
                     .unwrap_or_else(|| Outcome::from_fault(Stage::Local, Fault::RelayUnavailable)),
             })
             .collect();
-        HandOff {
-            results,
-            host_failure,
-        }
+        HandOff { results, contact }
     }
 
     async fn run(&mut self) -> Result<(), Stop> {
         self.refuse_unsafe()?;
         let unreadable = |detail: String| {
             let outcome = Outcome::from_fault(Stage::Local, Fault::ContentUnreadable);
-            Stop::ForAll(outcome.with_detail(detail))
+            Stop::untried(outcome.with_detail(detail))
         };
         let first = body::block(&*self.job.content, 0)
             .await
             .map_err(unreadable)?;
         let candidates = self.smtp.candidates(self.job).await.map_err(|outcome| {
-            if outcome.verdict == Verdict::Permanent {
-                Stop::ForAll(outcome)
-            } else {
-                Stop::NoHost(outcome)
+            // A server whose name can't be resolved is as good as down.
+            let down = outcome.stage == Stage::Dns && outcome.verdict == Verdict::Temporary;
+            Stop {
+                contact: if down {
+                    Contact::Failed
+                } else {
+                    Contact::Untried
+                },
+                outcome,
             }
         })?;
+        let config = &self.smtp.config;
+        let mut peers = 0;
         let mut failed: Option<(Outcome, Hop)> = None;
         for candidate in candidates {
+            if failed.is_some()
+                && (peers >= config.max_peers || self.begun.elapsed() >= config.timeouts.attempt)
+            {
+                break;
+            }
             let mut fresh = false;
             loop {
                 let opened = self.obtain(candidate, fresh).await;
@@ -150,8 +216,9 @@ impl Delivery<'_> {
                 };
                 match ended {
                     Ok(Done::Finished) => return Ok(()),
-                    Ok(Done::Stale) => {
-                        tracing::debug!(host = candidate.host, "a kept connection was dead");
+                    Ok(Done::Again) => {
+                        tracing::debug!(host = candidate.host, "on over a new connection");
+                        self.leave_hop();
                         fresh = true;
                     }
                     Err(outcome) => {
@@ -162,6 +229,10 @@ impl Delivery<'_> {
                             "host failure"
                         );
                         let ourselves = outcome.fault == Some(Fault::LoopsToSelf);
+                        peers += usize::from(matches!(
+                            outcome.stage,
+                            Stage::Banner | Stage::Ehlo | Stage::StartTls | Stage::Auth
+                        ));
                         if failed
                             .as_ref()
                             .is_none_or(|(so_far, _)| tells_more(&outcome, so_far))
@@ -184,14 +255,18 @@ impl Delivery<'_> {
         match failed {
             Some((outcome, hop)) => {
                 self.hop = hop;
-                if outcome.verdict == Verdict::Permanent {
-                    Stop::ForAll(outcome)
+                let contact = if self.unmet || outcome.verdict == Verdict::Permanent {
+                    Contact::Untried
                 } else {
-                    Stop::NoHost(outcome)
-                }
+                    Contact::Failed
+                };
+                Stop { outcome, contact }
             }
             // A destination always has an address; an empty one is asked for again.
-            None => Stop::NoHost(Outcome::from_fault(Stage::Dns, Fault::DnsUnavailable)),
+            None => Stop {
+                outcome: Outcome::from_fault(Stage::Dns, Fault::DnsUnavailable),
+                contact: Contact::Failed,
+            },
         }
     }
 
@@ -205,7 +280,7 @@ impl Delivery<'_> {
         };
         let from = self.job.reverse_path.as_ref();
         if from.is_some_and(|a| !command::is_safe(a)) {
-            return Err(Stop::ForAll(bad(Enhanced::new(5, 1, 7))));
+            return Err(Stop::untried(bad(Enhanced::new(5, 1, 7))));
         }
         for (slot, to) in self.outcomes.iter_mut().zip(&self.job.recipients) {
             if !command::is_safe(&to.recipient.address) {
@@ -214,7 +289,7 @@ impl Delivery<'_> {
         }
         if self.outcomes.iter().all(Option::is_some) {
             // Nobody to connect for; the outcome given here reaches nobody either.
-            return Err(Stop::ForAll(bad(Enhanced::new(5, 1, 3))));
+            return Err(Stop::untried(bad(Enhanced::new(5, 1, 3))));
         }
         Ok(())
     }
@@ -230,6 +305,7 @@ impl Delivery<'_> {
         (self.hop.source, self.hop.tls) = (None, None);
         let demand = protection::demand(self.job, candidate).map_err(|(policy, outcome)| {
             self.hop.tls_policy = policy.map(str::to_owned);
+            self.unmet = true;
             outcome
         })?;
         let key = Key {
@@ -273,7 +349,10 @@ impl Delivery<'_> {
                 },
                 reused,
             )),
-            Err(failure) => Err(self.read_failure(failure)),
+            Err(failure) => {
+                self.unmet |= demand.policy.is_some() && failure.is_unprotected();
+                Err(self.read_failure(failure))
+            }
         }
     }
 
@@ -318,6 +397,7 @@ impl Delivery<'_> {
             skip_starttls: opportunistic && smtp.broken_tls.has(&peer, self.begun),
             auth,
             detect_self,
+            until: Instant::now() + smtp.config.timeouts.opening,
         };
         let mut opened = session::open(call, &smtp.tls, &smtp.config.timeouts).await;
         if let Err(failure) = &opened
@@ -359,6 +439,7 @@ impl Delivery<'_> {
         let parameters = match fitness::parameters(job, peer, &mut self.outcomes).await {
             Ok(parameters) => parameters,
             Err(Unfit::Host(outcome)) => {
+                self.unmet = true;
                 self.put_back(held);
                 return Err(outcome);
             }
@@ -381,8 +462,18 @@ impl Delivery<'_> {
             .recipients_per_transaction
             .min(held.session.caps.rcpt_max.unwrap_or(usize::MAX))
             .max(1);
+        let allowed = self.messages_over(&held.session);
         let mut first_transaction = true;
         while !pending.is_empty() {
+            if !first_transaction && self.begun.elapsed() >= smtp.config.timeouts.attempt {
+                // The rest comes again when it is its turn, and has lost nothing.
+                self.settle(&Outcome::withdrawn());
+                break;
+            }
+            if !first_transaction && held.session.messages >= allowed {
+                pool::leave(held.session);
+                return Ok(Done::Again);
+            }
             let batch = pending.len().min(most);
             let session = &mut held.session;
             let ended = transaction::transact(
@@ -413,7 +504,7 @@ impl Delivery<'_> {
                 }
                 // A kept connection may have died meanwhile, and a peer may take no more
                 // than it has: each round makes progress, or ends here.
-                Next::Unanswered(_) if reused || !first_transaction => return Ok(Done::Stale),
+                Next::Unanswered(_) if reused || !first_transaction => return Ok(Done::Again),
                 Next::Unanswered(outcome) => {
                     self.settle(&outcome);
                     return Ok(Done::Finished);
@@ -425,11 +516,14 @@ impl Delivery<'_> {
         Ok(Done::Finished)
     }
 
+    /// How many messages a connection may carry.
+    fn messages_over(&self, session: &Session) -> u16 {
+        let announced = session.caps.mail_max.unwrap_or(u16::MAX);
+        self.job.messages_per_connection.min(announced)
+    }
+
     fn put_back(&self, held: Held) {
-        let allowed = self
-            .job
-            .messages_per_connection
-            .min(held.session.caps.mail_max.unwrap_or(u16::MAX));
+        let allowed = self.messages_over(&held.session);
         // A peer that says more than it was asked for is about to close.
         if held.session.messages < allowed && !held.session.wire.has_unread() {
             self.smtp.pool.put(held.key, held.identity, held.session);

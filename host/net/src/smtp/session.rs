@@ -9,12 +9,13 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tidegate_mail::{Fault, Outcome, Stage, TlsInfo};
 use tidegate_queue::ports::TlsMode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 
 use super::Timeouts;
@@ -49,6 +50,8 @@ pub struct Call<'a> {
     pub auth: Option<&'a (String, String)>,
     /// A peer that calls itself by our name is ourselves.
     pub detect_self: bool,
+    /// Until when the peer has to be ready for MAIL.
+    pub until: Instant,
 }
 
 /// A host failure: the peer could not be brought to take mail.
@@ -59,6 +62,14 @@ pub struct Failure {
     pub tls: Option<TlsInfo>,
     /// TLS was offered and did not work; without it, delivery might.
     pub broken_tls: bool,
+}
+
+impl Failure {
+    /// Whether there was no protection to be had, and mail that demands none might go.
+    pub fn is_unprotected(&self) -> bool {
+        let fault = self.outcome.fault;
+        self.broken_tls || matches!(fault, Some(Fault::TlsRequired | Fault::TlsInjection))
+    }
 }
 
 /// A connection ready for MAIL.
@@ -106,13 +117,18 @@ struct Opening<'a> {
 }
 
 impl Opening<'_> {
+    /// The limit of a step, within that of all of them.
+    fn step(&self, limit: Duration) -> Duration {
+        limit.min(self.call.until.saturating_duration_since(Instant::now()))
+    }
+
     async fn run(&mut self) -> Result<Session, Outcome> {
         let stream = self.connect().await?;
         let mut wire = Wire::new(match self.call.tls {
             TlsMode::Implicit => self.handshake(stream, Stage::Connect).await?,
             _ => Stream::Clear(stream),
         });
-        let banner = wire.read(self.limits.banner).await;
+        let banner = wire.read(self.step(self.limits.banner)).await;
         self.positive(&wire, banner, Stage::Banner)?;
         let mut caps = self.hello(&mut wire).await?;
         if matches!(self.call.tls, TlsMode::Opportunistic | TlsMode::StartTls) {
@@ -150,7 +166,7 @@ impl Opening<'_> {
             stream.set_nodelay(true)?;
             Ok::<_, io::Error>(stream)
         };
-        let stream = match timeout(self.limits.connect, connecting).await {
+        let stream = match timeout(self.step(self.limits.connect), connecting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
                 return Err(fail(Fault::ConnectTimeout, &error));
@@ -165,7 +181,7 @@ impl Opening<'_> {
     async fn handshake(&mut self, stream: TcpStream, stage: Stage) -> Result<Stream, Outcome> {
         let Call { check, host, .. } = self.call;
         let shaking = self.tls.handshake(check, host, self.call.peer.ip(), stream);
-        let (fault, detail) = match timeout(self.limits.tls, shaking).await {
+        let (fault, detail) = match timeout(self.step(self.limits.tls), shaking).await {
             Ok(Ok((stream, objection))) => {
                 self.info = Some(tls::describe(stream.get_ref().1, check));
                 self.objection = objection;
@@ -202,7 +218,7 @@ impl Opening<'_> {
             wire.output.extend_from_slice(word.as_bytes());
         }
         wire.output.extend_from_slice(b"\r\n");
-        let limit = self.limits.ehlo;
+        let limit = self.step(self.limits.ehlo);
         let spoken = match wire.flush(limit).await {
             Ok(()) => wire.read(limit).await,
             Err(lost) => Err(lost),
@@ -335,7 +351,7 @@ impl Opening<'_> {
     }
 
     async fn say_secret(&self, wire: &mut Wire<Stream>) -> Result<u16, Outcome> {
-        let limit = self.limits.ehlo;
+        let limit = self.step(self.limits.ehlo);
         let spoken = match wire.flush(limit).await {
             Ok(()) => wire.read(limit).await,
             Err(lost) => Err(lost),
@@ -347,7 +363,7 @@ impl Opening<'_> {
 impl Session {
     /// Takes leave: the peer may count connections, and gets to know that we are done.
     pub async fn quit(mut self) {
-        let limit = std::time::Duration::from_secs(5);
+        let limit = Duration::from_secs(5);
         self.wire.output.extend_from_slice(b"QUIT\r\n");
         if self.wire.flush(limit).await.is_ok() {
             // The reply changes nothing; waiting for it keeps the close orderly.

@@ -20,7 +20,8 @@ use super::capabilities::Capabilities;
 use super::command::{self, MailParameters};
 use super::wire::{Lost, Wire};
 
-/// Replies that can't change an outcome any more are not waited for longer than this.
+/// Replies that can't change an outcome any more are not waited for longer than this, each within
+/// what is left for the envelope.
 const COURTESY: Duration = Duration::from_secs(30);
 
 /// What the connection is good for after a transaction.
@@ -170,7 +171,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transaction<'_, S> {
                 // The replies to what was pipelined behind it.
                 let rest = if piped { self.batch.len() + 1 } else { 0 };
                 for n in 1..=rest {
-                    match self.wire.read(COURTESY).await {
+                    match self.wire.read(self.step(COURTESY)).await {
                         // Waiting for a message that nobody will get.
                         Ok(code) if n == rest && code < 400 => return Err(Next::Gone(outcome)),
                         Ok(421) | Err(_) => return Err(Next::Gone(outcome)),
@@ -232,14 +233,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Transaction<'_, S> {
         }
         // Every recipient has an outcome; this one is for those not in the batch.
         let gone = |lost: Lost| Next::Gone(lost.outcome(Stage::Data));
-        let code = self.wire.read(COURTESY).await.map_err(gone)?;
+        let code = self.wire.read(self.step(COURTESY)).await.map_err(gone)?;
         if code == 421 {
             return Err(Next::Gone(self.wire.refusal(Stage::Data)));
         }
         if code < 400 {
             self.wire.output.extend_from_slice(b".\r\n");
-            self.wire.flush(COURTESY).await.map_err(gone)?;
-            self.wire.read(COURTESY).await.map_err(gone)?;
+            self.wire.flush(self.step(COURTESY)).await.map_err(gone)?;
+            self.wire.read(self.step(COURTESY)).await.map_err(gone)?;
         }
         Ok(Next::Ready { dirty: true })
     }

@@ -29,6 +29,8 @@ pub fn timeouts() -> Timeouts {
     Timeouts {
         connect: long,
         tls: long,
+        opening: long,
+        attempt: long,
         banner: long,
         ehlo: long,
         mail: long,

@@ -6,7 +6,7 @@ use hickory_proto::rr::RecordType;
 use tidegate_net::clock::OsClock;
 use tidegate_net::resolver::{DnsConfig, DnsResolver, Dnssec};
 use tidegate_net::smtp::{Smtp, SmtpConfig};
-use tidegate_queue::ports::{Destination, HandOff, Resolver, Target};
+use tidegate_queue::ports::{Contact, Destination, HandOff, Resolver, Target};
 
 use crate::common::certs::{Ca, Shown, sha256, sha512};
 use crate::common::dns::Dns;
@@ -151,7 +151,7 @@ async fn what_a_tlsa_record_vouches_for_is_taken_and_nothing_else() {
             assert_eq!(told(&done), [DELIVERED, "dane", "dane"], "case {number}");
         } else {
             assert_eq!(told(&done), [MISMATCH, "clear", "dane"], "case {number}");
-            assert!(done.host_failure);
+            assert_eq!(done.contact, Contact::Untried, "others need not care");
             assert_eq!(peer.count("MAIL"), 0, "case {number}");
             assert_eq!(peer.connections(), 1, "not retried in clear");
         }
@@ -234,7 +234,7 @@ async fn a_failed_tlsa_lookup_defers_the_host_and_is_no_downgrade() {
         told(&done),
         ["Temporary dns 4.7.5 DaneUnavailable", "clear", "dane"]
     );
-    assert!(done.host_failure);
+    assert_eq!(done.contact, Contact::Untried, "others need not care");
     let detail = done.results[0].outcome.detail.clone().unwrap();
     assert!(detail.contains("_tcp.mx1.example"), "{detail}");
     assert_eq!(peer.connections(), 0);
@@ -454,7 +454,12 @@ async fn a_bogus_tlsa_answer_alone_is_no_downgrade() {
         }
         let done = net.send("d.example").await;
         assert_eq!(told(&done), expected, "records {records}, forged {forged}");
-        assert_eq!(done.host_failure, forged);
+        let contact = if forged {
+            Contact::Untried
+        } else {
+            Contact::Reached
+        };
+        assert_eq!(done.contact, contact);
     }
     assert_eq!(peer.connections(), 2, "none but for what was right");
 }

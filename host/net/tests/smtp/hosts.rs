@@ -1,10 +1,11 @@
 //! Host failures, the walk over addresses, endpoints and AUTH.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidegate_net::clock::OsClock;
-use tidegate_net::smtp::{Smtp, TrustAnchors};
-use tidegate_queue::ports::{Target, TlsMode};
+use tidegate_net::smtp::{Smtp, SmtpConfig, TrustAnchors};
+use tidegate_queue::ports::{Contact, Target, TlsMode};
 
 use crate::common::dns::Dns;
 use crate::common::peer::{Do, Peer, Turn};
@@ -67,13 +68,13 @@ async fn a_host_that_will_not_talk_is_passed_over_and_alone_it_is_a_host_failure
         both.target = mx(&[loopback(1), loopback(2)]);
         let done = deliver(&smtp, both).await;
         assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"], "{expected}");
-        assert!(!done.host_failure);
+        assert_eq!(done.contact, Contact::Reached);
         assert_eq!(done.results[0].hop.host.as_deref(), Some("mx2.example"));
         assert_eq!(two.messages().len(), 1);
 
         let done = deliver(&smtp, job(&["a@x.example", "b@x.example"])).await;
         assert_eq!(summary(&done), [expected; 2]);
-        assert!(done.host_failure);
+        assert_eq!(done.contact, Contact::Failed);
         assert_eq!(done.results[0].hop.host.as_deref(), Some("mx1.example"));
     }
 }
@@ -85,7 +86,7 @@ async fn no_connection() {
     to.target = mx(&[loopback(8)]);
     let done = deliver(&smtp(config(25)), to).await;
     assert_eq!(summary(&done), ["Temporary connect 4.4.1 ConnectRefused"]);
-    assert!(done.host_failure);
+    assert_eq!(done.contact, Contact::Failed);
     assert!(done.results[0].outcome.detail.is_some());
 }
 
@@ -127,6 +128,82 @@ async fn a_refusal_in_the_transaction_is_not_taken_to_another_host() {
 }
 
 #[tokio::test]
+async fn hosts_that_stall_one_after_the_other_are_not_all_waited_for() {
+    let stalls = |t: &Turn| (t.said == "connect").then_some(Do::Silence);
+    let (one, two) = pair(stalls).await;
+    let mut both = job(&["a@x.example"]);
+    // Nobody is at the first address: that costs nothing, and does not count.
+    both.target = mx(&[loopback(8), loopback(1), loopback(2)]);
+    let silent = ["Temporary banner 4.4.2 Timeout"];
+    for change in [
+        |config: &mut SmtpConfig| config.max_peers = 1,
+        |config: &mut SmtpConfig| config.timeouts.attempt = SHORT / 2,
+    ] {
+        let mut config = config(one.port());
+        config.timeouts.banner = SHORT;
+        change(&mut config);
+        let done = deliver(&smtp(config), both.clone()).await;
+        assert_eq!(summary(&done), silent);
+        assert_eq!(done.contact, Contact::Failed, "the site is left alone");
+        assert_eq!(two.connections(), 0);
+    }
+    assert_eq!(one.connections(), 2);
+    // With time and patience the other is found.
+    let mut config = config(one.port());
+    config.timeouts.banner = SHORT;
+    let done = deliver(&smtp(config), both).await;
+    assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"]);
+}
+
+#[tokio::test]
+async fn a_peer_that_stalls_at_every_step_has_one_limit_for_all_of_them() {
+    // Each step alone may take longer than the test may.
+    let long = Duration::from_secs(600);
+    for (at, stage) in [("connect", "banner"), ("EHLO", "ehlo"), ("HELO", "ehlo")] {
+        let peer = Peer::start(move |t| match t {
+            t if t.said.starts_with(at) => Some(Do::Silence),
+            t if t.is("EHLO") => Some(Do::Say("502 5.5.1 what?")),
+            _ => None,
+        })
+        .await;
+        let mut config = config(peer.port());
+        (config.timeouts.banner, config.timeouts.ehlo) = (long, long);
+        config.timeouts.opening = SHORT;
+        let done = deliver(&smtp(config), job(&["a@x.example"])).await;
+        let expected = format!("Temporary {stage} 4.4.2 Timeout");
+        assert_eq!(summary(&done), [expected]);
+    }
+}
+
+#[tokio::test]
+async fn each_recipient_is_told_of_the_host_that_answered_for_it() {
+    // Takes one message, and then no more connections.
+    let first = |t: &Turn| match t {
+        t if t.is("EHLO") => Some(Do::Say("250-peer.example\n250 LIMITS RCPTMAX=1")),
+        t if t.is("MAIL") && t.mails == 2 => Some(Do::SayAndClose("421 4.7.0 enough")),
+        t if t.said == "connect" && t.connection > 0 => Some(Do::SayAndClose("421 4.7.0 enough")),
+        _ => None,
+    };
+    let (one, two) = pair(first).await;
+    let mut both = job(&["a@x.example", "b@x.example", "c@x.example"]);
+    both.target = mx(&[loopback(1), loopback(2)]);
+    let done = deliver(&smtp(config(one.port())), both).await;
+    assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"; 3]);
+    let hosts: Vec<_> = done.results.iter().map(|r| r.hop.host.as_deref()).collect();
+    let (first_host, second_host) = (Some("mx1.example"), Some("mx2.example"));
+    assert_eq!(hosts, [first_host, second_host, second_host]);
+    assert_eq!((one.messages().len(), two.messages().len()), (1, 1));
+
+    // Nobody takes the rest: the site took mail all the same.
+    let alone = Peer::start(first).await;
+    let smtp = smtp(config(alone.port()));
+    let done = deliver(&smtp, job(&["a@x.example", "b@x.example"])).await;
+    let expected = ["Delivered dot 2.0.0 250", "Temporary banner 4.7.0 421"];
+    assert_eq!(summary(&done), expected);
+    assert_eq!(done.contact, Contact::Reached);
+}
+
+#[tokio::test]
 async fn helo_where_ehlo_is_unknown() {
     let peer = Peer::start(|t| t.is("EHLO").then_some(Do::Say("502 5.5.1 what?"))).await;
     let smtp = smtp(config(peer.port()));
@@ -142,7 +219,7 @@ async fn helo_where_ehlo_is_unknown() {
     )
     .await;
     assert_eq!(summary(&done), ["Temporary ehlo 4.7.1 550"]);
-    assert!(done.host_failure);
+    assert_eq!(done.contact, Contact::Failed);
 }
 
 #[tokio::test]
@@ -154,7 +231,7 @@ async fn a_server_of_our_own_name_is_ourselves() {
     .await;
     let done = deliver(&smtp(config(peer.port())), job(&["a@x.example"])).await;
     assert_eq!(summary(&done), ["Permanent ehlo 5.4.6 LoopsToSelf"]);
-    assert!(!done.host_failure);
+    assert_eq!(done.contact, Contact::Untried);
     assert_eq!(peer.count("MAIL"), 0);
 }
 
@@ -226,7 +303,7 @@ async fn a_tenant_s_server_is_checked_at_each_use_and_never_on_our_own_network()
         for host in [*address, name.as_str()] {
             let done = deliver(&smtp, target_at(host, false)).await;
             assert_eq!(summary(&done), forbidden, "{host} {address}");
-            assert!(!done.host_failure, "it is no fault of the address");
+            assert_eq!(done.contact, Contact::Untried);
         }
     }
     // The name was good once: what it stands for now is what counts.
@@ -362,7 +439,12 @@ async fn endpoints_are_resolved_and_authenticated_to() {
         to.target = Target::Endpoint(Arc::new(target));
         let done = deliver(&smtp, to).await;
         assert_eq!(summary(&done), [expected], "{mechanisms} {answer}");
-        assert_eq!(done.host_failure, expected == failed);
+        let contact = if expected == failed {
+            Contact::Failed
+        } else {
+            Contact::Reached
+        };
+        assert_eq!(done.contact, contact);
         assert!(
             peer.commands().iter().any(|c| c == said),
             "{:?}",
@@ -396,13 +478,39 @@ async fn credentials_are_not_sent_in_clear_to_others() {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_does_not_exist() {
+async fn a_configured_server_that_can_not_be_found_is_waited_for() {
     let dns = Dns::start().await;
+    // A name without an address.
+    dns.mx("empty.example", 10, "mx.example");
+    let ourselves = Peer::start(|_| None).await;
     let smtp = Smtp::new(config(1), dns_at(dns.address), Arc::new(OsClock)).unwrap();
-    let mut to = job(&["a@x.example"]);
-    let mut target = endpoint(25, TlsMode::None);
-    target.host = "nowhere.example".to_owned();
-    to.target = Target::Endpoint(Arc::new(target));
-    let done = deliver(&smtp, to).await;
-    assert_eq!(summary(&done), ["Permanent dns 5.1.2 NoSuchDomain"]);
+    smtp.listens_at(vec![ourselves.address]);
+    let unavailable = "Temporary dns 4.3.2 RelayUnavailable";
+    for (host, of_tenant, expected, why) in [
+        ("nowhere.example", false, unavailable, "does not exist"),
+        ("nowhere.example", true, unavailable, "does not exist"),
+        (
+            "empty.example",
+            false,
+            unavailable,
+            "neither MX nor address",
+        ),
+        ("empty.example", true, unavailable, "neither MX nor address"),
+        ("127.0.0.1", false, unavailable, "this gateway"),
+        ("127.0.0.1", true, "Permanent dns 5.4.6 LoopsToSelf", ""),
+    ] {
+        let mut to = job(&["a@x.example"]);
+        let mut target = endpoint(ourselves.port(), TlsMode::None);
+        target.host = host.to_owned();
+        target.of_tenant = of_tenant;
+        to.target = Target::Endpoint(Arc::new(target));
+        let done = deliver(&smtp, to).await;
+        assert_eq!(summary(&done), [expected], "{host}");
+        if expected == unavailable {
+            assert_eq!(done.contact, Contact::Failed, "the relay is down");
+            let detail = done.results[0].outcome.detail.clone().unwrap();
+            assert!(detail.contains(why), "{detail}");
+        }
+    }
+    assert_eq!(ourselves.connections(), 0);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_queue::ports::{Target, TlsMode};
+use tidegate_queue::ports::{Contact, Target, TlsMode};
 
 use crate::common::peer::{Do, Peer};
 use crate::common::{SHORT, config, deliver, endpoint, job, loopback, smtp, summary};
@@ -158,4 +158,46 @@ async fn a_peer_that_takes_one_message_per_connection_gets_the_rest_over_new_one
     let done = deliver(&smtp, job(&["a@x.example", "b@x.example", "c@x.example"])).await;
     assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"; 3]);
     assert_eq!((peer.connections(), peer.messages().len()), (3, 3));
+}
+
+#[tokio::test]
+async fn a_limit_of_messages_holds_for_what_is_split_too() {
+    let peer = Peer::start(|t| match t {
+        t if t.is("EHLO") => Some(Do::Say("250-peer.example\n250 LIMITS RCPTMAX=1 MAILMAX=1")),
+        t if t.is("MAIL") && t.mails == 2 => Some(Do::Say("550 5.7.0 one is enough")),
+        _ => None,
+    })
+    .await;
+    let three = ["a@x.example", "b@x.example", "c@x.example"];
+    let done = deliver(&smtp(config(peer.port())), job(&three)).await;
+    assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"; 3]);
+    assert_eq!((peer.connections(), peer.count("MAIL")), (3, 3));
+    // The operator's or a policy's limit as well.
+    let peer = Peer::start(|t| {
+        t.is("EHLO")
+            .then_some(Do::Say("250-peer.example\n250 LIMITS RCPTMAX=1"))
+    })
+    .await;
+    let mut job = job(&three);
+    job.messages_per_connection = 2;
+    let done = deliver(&smtp(config(peer.port())), job).await;
+    assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"; 3]);
+    assert_eq!((peer.connections(), peer.count("MAIL")), (2, 3));
+}
+
+#[tokio::test]
+async fn what_is_split_into_too_many_messages_comes_again_when_it_is_its_turn() {
+    let peer = Peer::start(|t| {
+        t.is("EHLO")
+            .then_some(Do::Say("250-peer.example\n250 LIMITS RCPTMAX=1"))
+    })
+    .await;
+    let mut config = config(peer.port());
+    config.timeouts.attempt = Duration::ZERO;
+    let smtp = smtp(config);
+    let done = deliver(&smtp, job(&["a@x.example", "b@x.example", "c@x.example"])).await;
+    let expected = ["Delivered dot 2.0.0 250", "Withdrawn local 4.0.0 -"];
+    assert_eq!(summary(&done)[..2], expected);
+    assert_eq!(done.contact, Contact::Reached);
+    assert_eq!((peer.count("MAIL"), smtp.idle_connections()), (1, 1));
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use tidegate_mail::{Address, Notify, OriginalRecipient, Ret};
+use tidegate_queue::ports::Contact;
 
 use crate::common::peer::{Do, Peer, Turn};
 use crate::common::{SHORT, config, deliver, job, smtp, summary};
@@ -24,7 +25,7 @@ async fn both(
         let smtp = smtp(config(peer.port()));
         let done = deliver(&smtp, job(recipients)).await;
         assert_eq!(summary(&done), expected, "pipelining: {pipelining}");
-        assert!(!done.host_failure);
+        assert_eq!(done.contact, Contact::Reached);
         let hop = &done.results[0].hop;
         assert_eq!(hop.host.as_deref(), Some("mx1.example"));
         assert_eq!(hop.peer, Some(peer.address));
@@ -219,7 +220,7 @@ async fn silence_ends_with_the_stage_s_time_out() {
         let done = deliver(&smtp(config), job(&["a@x.example"])).await;
         assert_eq!(summary(&done), [expected]);
         assert!(done.results[0].hop.duration_ms >= SHORT.as_millis() as u32);
-        assert!(!done.host_failure);
+        assert_eq!(done.contact, Contact::Reached);
     }
 }
 
@@ -471,4 +472,26 @@ async fn international_addresses_need_smtputf8() {
     let done = deliver(&smtp(config(with.port())), mixed()).await;
     assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"; 2]);
     assert!(with.commands()[1].ends_with("> SMTPUTF8"));
+}
+
+#[tokio::test]
+async fn replies_that_change_nothing_are_waited_for_within_the_envelope_s_limit_too() {
+    // MAIL is refused, or every recipient: what was pipelined behind is answered never.
+    for (refused, silent, expected) in [
+        ("MAIL", "RCPT", "Temporary mail 4.3.0 451"),
+        ("RCPT", "DATA", "Temporary rcpt 4.3.0 451"),
+    ] {
+        let peer = Peer::start(move |t| match t {
+            t if t.is(refused) => Some(Do::Say("451 4.3.0 later")),
+            t if t.is(silent) => Some(Do::Silence),
+            _ => None,
+        })
+        .await;
+        let mut config = config(peer.port());
+        config.timeouts.envelope = SHORT;
+        let done = deliver(&smtp(config), job(&["a@x.example"])).await;
+        assert_eq!(summary(&done), [expected]);
+        let took = Duration::from_millis(done.results[0].hop.duration_ms.into());
+        assert!(took < Duration::from_secs(25), "{took:?}");
+    }
 }

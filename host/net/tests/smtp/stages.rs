@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tidegate_net::smtp::{SmtpConfig, TrustAnchors};
-use tidegate_queue::ports::{Target, TlsMode};
+use tidegate_queue::ports::{Contact, Target, TlsMode};
 
 use crate::common::peer::{Do, Peer, Turn};
 use crate::common::{SHORT, certificate, config, deliver, endpoint, job, smtp, summary};
@@ -152,7 +152,7 @@ async fn a_connection_that_nobody_answers_times_out() {
     config.timeouts.connect = SHORT;
     let done = deliver(&smtp(config), job(&["a@x.example"])).await;
     assert_eq!(summary(&done), ["Temporary connect 4.4.1 ConnectTimeout"]);
-    assert!(done.host_failure);
+    assert_eq!(done.contact, Contact::Failed);
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hickory_proto::rr::RecordType;
 use tidegate_net::smtp::TrustAnchors;
 use tidegate_net::sts::StsConfig;
-use tidegate_queue::ports::HandOff;
+use tidegate_queue::ports::{Contact, HandOff};
 
 use super::dane::{DELIVERED, Net, offers, told};
 use crate::common::certs::{Ca, Shown, sha256};
@@ -97,8 +97,12 @@ async fn an_enforced_policy_wants_a_certificate_of_the_public_roots_for_the_host
         let peer = peer(&shown).await;
         let rig = Rig::start(&ca, peer.port()).await;
         rig.https.serves(POLICY);
-        assert_eq!(rig.send().await, expected);
+        let done = rig.net.send("d.example").await;
+        assert_eq!(told(&done), expected);
         let delivered = usize::from(expected[0] == DELIVERED);
+        if delivered == 0 {
+            assert_eq!(done.contact, Contact::Untried, "others may go there");
+        }
         assert_eq!(peer.count("MAIL"), delivered);
         assert_eq!(peer.connections(), 1, "not retried in clear");
         let asked = &rig.https.requests()[0];
@@ -113,8 +117,37 @@ async fn an_enforced_policy_wants_a_certificate_of_the_public_roots_for_the_host
     let rig = Rig::start(&ca, plain.port()).await;
     rig.https.serves(POLICY);
     let required = "Temporary starttls 4.7.5 TlsRequired";
-    assert_eq!(rig.send().await, [required, "clear", "mta-sts"]);
+    let done = rig.net.send("d.example").await;
+    assert_eq!(told(&done), [required, "clear", "mta-sts"]);
+    assert_eq!(done.contact, Contact::Untried);
     assert_eq!(plain.count("MAIL"), 0);
+    // Nor one whose TLS is broken; and one that does not talk at all is down for everybody.
+    for (at, does, expected, contact) in [
+        (
+            "STARTTLS",
+            Do::BreakTls,
+            "Temporary starttls 4.7.5 TlsFailed",
+            Contact::Untried,
+        ),
+        (
+            "connect",
+            Do::Say("421 4.3.2 busy"),
+            "Temporary banner 4.3.2 421",
+            Contact::Failed,
+        ),
+    ] {
+        let peer = Peer::start(move |t| match t {
+            t if t.said.starts_with(at) => Some(does.clone()),
+            t => offers(t),
+        })
+        .await;
+        let rig = Rig::start(&ca, peer.port()).await;
+        rig.https.serves(POLICY);
+        let done = rig.net.send("d.example").await;
+        assert_eq!(told(&done), [expected, "clear", "mta-sts"]);
+        assert_eq!(done.contact, contact, "{expected}");
+        assert_eq!(peer.count("MAIL"), 0);
+    }
 }
 
 #[tokio::test]
@@ -138,7 +171,7 @@ async fn hosts_that_an_enforced_policy_does_not_name_are_skipped() {
     let done = rig.net.send("d.example").await;
     let mismatch = "Temporary local 4.7.5 StsMismatch";
     assert_eq!(told(&done), [mismatch, "clear", "mta-sts"]);
-    assert!(done.host_failure);
+    assert_eq!(done.contact, Contact::Untried);
     assert_eq!(peer.count("MAIL"), 1);
     // The message says that it may go without.
     let relaxed = |job: &mut tidegate_queue::ports::Job| job.tls_optional = true;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tidegate_mail::TlsInfo;
 use tidegate_net::smtp::{Smtp, SmtpConfig, TrustAnchors};
-use tidegate_queue::ports::{HandOff, Job, Target, TlsMode};
+use tidegate_queue::ports::{Contact, HandOff, Job, Target, TlsMode};
 
 use crate::common::peer::{Do, Peer, Turn};
 use crate::common::{SHORT, certificate, config, deliver, endpoint, job, smtp, summary};
@@ -104,7 +104,7 @@ async fn starttls_refused() {
     let done = deliver(&smtp, to(peer.port(), TlsMode::StartTls)).await;
     assert_eq!(summary(&done), ["Temporary starttls 4.7.5 TlsRequired"]);
     assert_eq!(done.results[0].outcome.reply.as_ref().unwrap().code, 454);
-    assert!(done.host_failure);
+    assert_eq!(done.contact, Contact::Failed);
 }
 
 #[tokio::test]
@@ -116,7 +116,7 @@ async fn bytes_behind_the_reply_to_starttls_are_an_attack() {
     .await;
     let done = deliver(&smtp(config(peer.port())), job(&["a@x.example"])).await;
     assert_eq!(summary(&done), ["Temporary starttls 4.7.5 TlsInjection"]);
-    assert!(done.host_failure);
+    assert_eq!(done.contact, Contact::Failed);
     assert_eq!(peer.connections(), 1, "and not a reason to send in clear");
 }
 
@@ -139,7 +139,7 @@ async fn verified_modes_want_a_good_certificate() {
         if expected == delivered {
             assert_eq!(tls(&done).unwrap().verified, "webpki");
         } else {
-            assert!(done.host_failure);
+            assert_eq!(done.contact, Contact::Failed);
             assert_eq!(peer.count("MAIL"), 0);
             assert_eq!(peer.connections(), 1, "not retried in clear");
         }

@@ -1,6 +1,5 @@
 //! Attempts: from a task of the schedule to new states in the ledger.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,9 +12,10 @@ use tidegate_mail::{
 };
 
 use super::flight::{Carried, Loaded};
+use super::source::source_for;
 use super::{Engine, add};
 use crate::directory::Way;
-use crate::ports::{Endpoint, Hand, Job, JobRecipient, Target};
+use crate::ports::{Contact, Endpoint, Hand, Job, JobRecipient, Target};
 use crate::schedule::{Exit, Next, Task, Ticket, Wake, Work};
 
 /// When to look again at recipients whose rows could not be read.
@@ -163,14 +163,14 @@ impl Engine {
         let Some((carried, loaded)) = self.loaded(&work.tickets).await else {
             let now = self.now();
             self.schedule()
-                .finished(&work, false, std::iter::empty(), now);
+                .finished(&work, Contact::Untried, std::iter::empty(), now);
             return;
         };
-        let (mut results, host_failure) = match self.job(&work, &carried, &loaded) {
+        let (mut results, contact) = match self.job(&work, &carried, &loaded) {
             Ok(job) => {
                 let mut hand_off = self.parts.transport.deliver(job).await;
                 self.look_into(&carried, &mut hand_off.results).await;
-                (hand_off.results, hand_off.host_failure)
+                (hand_off.results, hand_off.contact)
             }
             Err(fault) => {
                 let hop = Arc::new(Hop::nowhere(self.now()));
@@ -182,7 +182,7 @@ impl Engine {
                         outcome: Outcome::from_fault(Stage::Local, fault),
                     })
                     .collect();
-                (results, false)
+                (results, Contact::Untried)
             }
         };
         if let Some(rules) = &work.temporary {
@@ -193,7 +193,7 @@ impl Engine {
         let now = self.now();
         let alarm = {
             let mut scheduler = self.schedule();
-            scheduler.finished(&work, host_failure, results.iter().map(|r| &r.outcome), now);
+            scheduler.finished(&work, contact, results.iter().map(|r| &r.outcome), now);
             scheduler.alarm()
         };
         if alarm {
@@ -220,7 +220,7 @@ impl Engine {
         let (target, source) = match (&work.exit, &relay.way) {
             (Exit::Mx(destination), Way::Mx { sources }) => (
                 Target::Mx(destination.clone()),
-                source_for(sources, &destination.domain),
+                source_for(sources, destination),
             ),
             (
                 Exit::Smarthost,
@@ -461,16 +461,6 @@ fn lane_schedule(retry_after: &[u32]) -> Option<Schedule> {
         .map(|s| Duration::from_secs(u64::from((*s).max(1))))
         .collect();
     Schedule::new(intervals, 100).ok()
-}
-
-/// The source address for a domain: always the same one, so that a greylisting
-/// destination sees the address it saw before.
-fn source_for(sources: &[IpAddr], domain: &str) -> Option<IpAddr> {
-    if sources.is_empty() {
-        return None;
-    }
-    let at = usize::from(super::shard_of("", domain)) % sources.len();
-    Some(sources[at])
 }
 
 fn millis(duration: Duration) -> u32 {

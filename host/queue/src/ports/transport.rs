@@ -41,7 +41,8 @@ pub struct Endpoint {
 /// Where a job goes.
 #[derive(Clone, Debug)]
 pub enum Target {
-    /// The MX hosts of a destination, opportunistic TLS.
+    /// The MX hosts of a destination, each under the protection that the domain demands
+    /// ([`MxHost::protection`](super::MxHost::protection)).
     Mx(Arc<Destination>),
     Endpoint(Arc<Endpoint>),
 }
@@ -112,14 +113,25 @@ pub struct Hand {
 pub struct HandOff {
     /// One entry for each recipient of the job, in its order.
     pub results: Vec<Hand>,
-    /// No host of the target could be talked to: the site is to be left alone for a while.
-    pub host_failure: bool,
+    pub contact: Contact,
+}
+
+/// What a job has shown of its target's hosts, as others find them who send there too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Contact {
+    /// A host took part in a transaction, whatever it answered.
+    Reached,
+    /// No host could be talked to: the site is to be left alone for a while.
+    Failed,
+    /// Nothing: no host was asked, or what stood in the way was a demand for protection, of
+    /// the message or of its domain, that other mail to the same hosts does not make.
+    Untried,
 }
 
 /// Delivers by SMTP. Never an `Err`: what the peer or the network does is an outcome.
 pub trait Transport: Send + Sync + 'static {
     /// Makes one attempt for every recipient of the job: walks the hosts in order, over
     /// pooled connections; splits the transaction where the peer says 452 after
-    /// some recipients. Ends within the sum of the stage time-outs.
+    /// some recipients. Ends within a bounded time; who had no turn by then is withdrawn.
     fn deliver(&self, job: Job) -> Fut<'_, HandOff>;
 }

@@ -24,19 +24,17 @@ impl Ring {
         self.queues[at].push_back(queue);
     }
 
-    /// The queue whose turn it is; its tenant goes to the end of the round.
-    pub fn pop(&mut self) -> Option<u32> {
-        let tenant = self.tenants.pop_front()?;
+    /// The queue whose turn it is; its tenant goes to the end of the round. Tenants that `may`
+    /// not have it keep their place.
+    pub fn pop(&mut self, may: impl Fn(u32) -> bool) -> Option<u32> {
+        let turn = self.tenants.iter().position(|tenant| may(*tenant))?;
+        let tenant = self.tenants.remove(turn)?;
         let queues = &mut self.queues[tenant as usize];
         let queue = queues.pop_front();
         if !queues.is_empty() {
             self.tenants.push_back(tenant);
         }
         queue
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.tenants.is_empty()
     }
 }
 
@@ -52,8 +50,19 @@ mod tests {
         }
         ring.push(1, 10);
         ring.push(1, 11);
-        let order: Vec<u32> = std::iter::from_fn(|| ring.pop()).collect();
+        let order: Vec<u32> = std::iter::from_fn(|| ring.pop(|_| true)).collect();
         assert_eq!(order, [0, 10, 1, 11, 2, 3]);
-        assert!(ring.is_empty());
+    }
+
+    #[test]
+    fn a_tenant_that_may_not_is_passed_over_and_keeps_its_place() {
+        let mut ring = Ring::default();
+        for (tenant, queue) in [(0, 0), (1, 10), (2, 20), (1, 11)] {
+            ring.push(tenant, queue);
+        }
+        assert_eq!(ring.pop(|tenant| tenant != 0), Some(10));
+        assert_eq!(ring.pop(|tenant| tenant == 3), None);
+        let order: Vec<u32> = std::iter::from_fn(|| ring.pop(|_| true)).collect();
+        assert_eq!(order, [0, 20, 11]);
     }
 }

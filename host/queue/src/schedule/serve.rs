@@ -20,13 +20,25 @@ impl Scheduler {
     /// The next thing to do, if limits allow anything.
     pub fn take(&mut self, directory: &Directory, now: Timestamp) -> Option<Task> {
         while self.in_flight < self.bounds.max_deliveries {
-            let ring = self.rings.iter_mut().find(|r| !r.is_empty())?;
-            let Some(queue) = ring.pop() else { continue };
+            let (busy, share) = (&self.busy, self.share());
+            let may = |tenant: u32| busy[tenant as usize] < share;
+            let queue = self.rings.iter_mut().find_map(|ring| ring.pop(may))?;
             if let Some(task) = self.serve(queue, directory, now) {
                 return Some(task);
             }
         }
         None
+    }
+
+    /// How many deliveries a tenant may have under way and begin another: three times what is
+    /// free. So one whose destinations stall gets three quarters of all, the next three quarters
+    /// of what is left, and there is always something for the others. A tenant without others
+    /// gets all.
+    fn share(&self) -> usize {
+        if self.busy.len() < 2 {
+            return usize::MAX;
+        }
+        3 * (self.bounds.max_deliveries - self.in_flight)
     }
 
     fn serve(&mut self, queue: u32, directory: &Directory, now: Timestamp) -> Option<Task> {
@@ -95,6 +107,7 @@ impl Scheduler {
         self.in_flight += 1;
         let q = &mut self.queues[queue as usize];
         q.in_flight += 1;
+        self.busy[q.tenant as usize] += 1;
         let work = Work {
             queue,
             relay: q.key.relay.clone(),

@@ -73,15 +73,15 @@ fn delivered() -> Outcome {
     )
 }
 
-fn finish(s: &mut Scheduler, work: Work, host_failure: bool, now: Timestamp) {
-    let outcome = if host_failure {
-        Outcome::from_fault(Stage::Connect, Fault::ConnectRefused)
-    } else {
-        delivered()
+fn finish(s: &mut Scheduler, work: Work, contact: Contact, now: Timestamp) {
+    let outcome = match contact {
+        Contact::Reached => delivered(),
+        Contact::Failed => Outcome::from_fault(Stage::Connect, Fault::ConnectRefused),
+        Contact::Untried => Outcome::from_fault(Stage::Local, Fault::StsMismatch),
     };
-    s.finished(&work, host_failure, [&outcome].into_iter(), now);
+    s.finished(&work, contact, [&outcome].into_iter(), now);
     for ticket in work.tickets {
-        let next = if host_failure {
+        let next = if contact != Contact::Reached {
             Next::Waiting {
                 due: now.plus(Duration::from_secs(60)),
                 delay_at: Timestamp::FAR_FUTURE,
@@ -168,7 +168,7 @@ fn a_site_has_no_more_than_its_connections() {
         list.iter()
             .any(|e| e.reason == Some(WaitReason::Concurrency))
     );
-    finish(&mut s, works.remove(0), false, T0);
+    finish(&mut s, works.remove(0), Contact::Reached, T0);
     assert_eq!(drain(&mut s, T0).len(), 1);
 }
 
@@ -180,14 +180,14 @@ fn a_site_that_does_not_answer_is_left_alone_then_probed() {
         s.add(&k, entry(message, 0, 0), T0);
     }
     for work in drain(&mut s, T0) {
-        finish(&mut s, work, true, T0);
+        finish(&mut s, work, Contact::Failed, T0);
     }
     assert!(drain(&mut s, T0).is_empty(), "backed off");
     let later = T0.plus(Duration::from_secs(61));
     s.wake(later, 100);
     let mut probe = drain(&mut s, later);
     assert_eq!(probe.len(), 1, "one probe");
-    finish(&mut s, probe.remove(0), false, later);
+    finish(&mut s, probe.remove(0), Contact::Reached, later);
     assert_eq!(drain(&mut s, later).len(), 2, "open again");
 }
 
@@ -222,7 +222,7 @@ fn a_site_that_changes_while_mail_is_out_gets_its_connection_back() {
     let later = T0.plus(Duration::from_secs(20));
     s.add(&k, entry(2, 0, 0), later);
     next(&mut s, "new", later);
-    finish(&mut s, before, false, later);
+    finish(&mut s, before, Contact::Reached, later);
     for (_, site) in &s.sites {
         let expected = u32::from(&*site.name == "new");
         assert_eq!(site.in_flight, expected, "{}", site.name);
@@ -247,12 +247,12 @@ fn a_relay_that_becomes_a_smarthost_is_one_from_the_next_message_on() {
                 panic!("a delivery follows");
             };
             let site = work.site.clone();
-            finish(s, work, false, T0);
+            finish(s, work, Contact::Reached, T0);
             site
         }
         Some(Task::Deliver(work)) => {
             let site = work.site.clone();
-            finish(s, work, false, T0);
+            finish(s, work, Contact::Reached, T0);
             site
         }
         None => panic!("there is something to do"),
@@ -264,6 +264,71 @@ fn a_relay_that_becomes_a_smarthost_is_one_from_the_next_message_on() {
     }
     let sites: Vec<&str> = sites.iter().map(|s| &**s).collect();
     assert_eq!(sites, ["x.test", "relay:out", "x.test"]);
+}
+
+#[test]
+fn what_says_nothing_of_a_site_neither_backs_it_off_nor_opens_it() {
+    let mut s = Scheduler::new(bounds());
+    let k = key("a", "x.test", TrafficClass::Transactional);
+    for message in 0..4 {
+        s.add(&k, entry(message, 0, 0), T0);
+    }
+    let mut works = drain(&mut s, T0);
+    finish(&mut s, works.remove(0), Contact::Untried, T0);
+    works.extend(drain(&mut s, T0));
+    assert_eq!(works.len(), 2, "not backed off");
+    for work in works {
+        finish(&mut s, work, Contact::Failed, T0);
+    }
+    let later = T0.plus(Duration::from_secs(61));
+    s.wake(later, 100);
+    // One probe after the other, until one says something.
+    for _ in 0..2 {
+        let mut probe = drain(&mut s, later);
+        assert_eq!(probe.len(), 1, "still probed");
+        finish(&mut s, probe.remove(0), Contact::Untried, later);
+    }
+    let mut probe = drain(&mut s, later);
+    finish(&mut s, probe.remove(0), Contact::Reached, later);
+    s.add(&k, entry(5, 0, 0), later);
+    s.add(&k, entry(6, 0, 0), later);
+    assert_eq!(drain(&mut s, later).len(), 2, "open again");
+}
+
+#[test]
+fn a_tenant_whose_destinations_stall_leaves_room_for_the_others() {
+    let stalling = |s: &mut Scheduler, tenant: &str| {
+        for n in 0..200 {
+            let k = key(tenant, &format!("d{n}.test"), TrafficClass::Transactional);
+            s.add(&k, entry(n, 0, 0), T0);
+        }
+        drain(s, T0)
+    };
+    // Alone, it may use all.
+    let mut s = Scheduler::new(bounds());
+    assert_eq!(stalling(&mut s, "a").len(), 100);
+    // Beside others that are idle, three quarters; and so on.
+    let mut s = Scheduler::new(bounds());
+    let k = key("quiet", "q.test", TrafficClass::Transactional);
+    s.add(&k, entry(1, 0, 0), T0);
+    for work in drain(&mut s, T0) {
+        finish(&mut s, work, Contact::Reached, T0);
+    }
+    let first = stalling(&mut s, "a");
+    assert_eq!(first.len(), 75);
+    assert_eq!(stalling(&mut s, "b").len(), 19);
+    assert_eq!(stalling(&mut s, "c").len(), 5);
+    s.add(&k, entry(2, 0, 0), T0);
+    assert_eq!(drain(&mut s, T0).len(), 1);
+    assert_eq!(s.in_flight(), 100);
+    // As soon as one of theirs ends, there is room again.
+    for work in first.into_iter().take(10) {
+        finish(&mut s, work, Contact::Reached, T0);
+    }
+    let more = drain(&mut s, T0);
+    assert!(!more.is_empty() && s.in_flight() < 100, "{}", more.len());
+    s.add(&k, entry(3, 0, 0), T0);
+    assert_eq!(drain(&mut s, T0).len(), 1);
 }
 
 #[test]
@@ -374,7 +439,7 @@ fn timers_of_delivered_mail_do_not_pile_up() {
     for message in 0..50_000 {
         s.add(&k, entry(message, 0, 0), T0);
         for work in drain(&mut s, T0) {
-            finish(&mut s, work, false, T0);
+            finish(&mut s, work, Contact::Reached, T0);
         }
     }
     assert_eq!(s.len(), 0);

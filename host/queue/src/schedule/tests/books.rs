@@ -10,6 +10,7 @@ use proptest::prelude::*;
 enum End {
     Delivered,
     HostFailure,
+    Unmet,
     Withdrawn,
 }
 
@@ -34,6 +35,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let end = prop_oneof![
         3 => Just(End::Delivered),
         2 => Just(End::HostFailure),
+        1 => Just(End::Unmet),
         1 => Just(End::Withdrawn),
     ];
     let step = prop_oneof![
@@ -150,13 +152,17 @@ impl Books {
             }
             Step::Finished { which, end } if !self.works.is_empty() => {
                 let work = self.works.swap_remove(which % self.works.len());
-                let outcome = match end {
-                    End::Delivered => delivered(),
-                    End::HostFailure => Outcome::from_fault(Stage::Connect, Fault::ConnectRefused),
-                    End::Withdrawn => Outcome::withdrawn(),
+                let failure = |stage, fault| Outcome::from_fault(stage, fault);
+                let (outcome, contact) = match end {
+                    End::Delivered => (delivered(), Contact::Reached),
+                    End::HostFailure => (
+                        failure(Stage::Connect, Fault::ConnectRefused),
+                        Contact::Failed,
+                    ),
+                    End::Unmet => (failure(Stage::Local, Fault::StsMismatch), Contact::Untried),
+                    End::Withdrawn => (Outcome::withdrawn(), Contact::Untried),
                 };
-                let failed = matches!(end, End::HostFailure);
-                self.s.finished(&work, failed, [&outcome].into_iter(), now);
+                self.s.finished(&work, contact, [&outcome].into_iter(), now);
                 self.taken.extend(&work.tickets);
             }
             Step::Settled { which, again } if !self.taken.is_empty() => {
@@ -227,6 +233,10 @@ impl Books {
     fn check(&self) {
         let s = &self.s;
         assert_eq!(s.in_flight, self.works.len());
+        for (tenant, at) in &s.tenants {
+            let out = self.works.iter().filter(|w| w.tenant == *tenant).count();
+            assert_eq!(s.busy[*at as usize], out, "tenant {tenant}");
+        }
         for (at, site) in &s.sites {
             let out = self.works.iter().filter(|w| w.site_at as usize == at);
             assert_eq!(site.in_flight as usize, out.count(), "site {}", site.name);
