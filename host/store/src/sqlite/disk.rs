@@ -68,7 +68,7 @@ impl Disk for RealDisk {
     }
 
     fn sync(&self, file: &File) -> io::Result<()> {
-        Ok(rustix::io::retry_on_intr(|| rustix::fs::fdatasync(file))?)
+        file.sync_data()
     }
 }
 
