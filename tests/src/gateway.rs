@@ -328,13 +328,24 @@ impl Gateway {
         Ok(self.get("/metrics")?.1)
     }
 
+    /// What the admin API answers to the operator: a path below `/api/v1`, its query encoded.
+    pub fn api(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        let token = std::fs::read_to_string(self.directory().join("admin.token"))?;
+        let token = format!("Authorization: Bearer {}\r\n", token.trim());
+        self.get_with(&format!("/api/v1{path}"), &token)
+    }
+
     fn get(&self, path: &str) -> anyhow::Result<(u16, String)> {
+        self.get_with(path, "")
+    }
+
+    fn get_with(&self, path: &str, header: &str) -> anyhow::Result<(u16, String)> {
         let address = self.options.table["admin"]["address"]
             .as_str()
             .context("an address of the admin API")?;
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(READY_WITHIN))?;
-        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n{header}\r\n").as_bytes())?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let code = answer.split(' ').nth(1).and_then(|code| code.parse().ok());

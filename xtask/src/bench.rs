@@ -8,12 +8,14 @@ pub mod backlog;
 mod crash;
 mod disk;
 pub mod instructions;
+pub mod log;
 mod machine;
 mod measure;
 pub mod policy;
 pub mod relay;
 mod relays;
 pub mod report;
+mod sessions;
 mod table;
 mod workload;
 

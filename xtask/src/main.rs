@@ -36,11 +36,14 @@ enum Task {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Relaying on loopback: rate, CPU, memory and latency, beside Postfix where installed.
+    /// Relaying on loopback: rate, CPU, memory and latency, beside other mail servers
+    /// where installed.
     Relay(bench::relay::Arguments),
     /// A queue of a million recipients for sites that do not answer: memory, what it costs other
     /// mail, and how long a restart takes.
     Backlog(bench::backlog::Arguments),
+    /// A delivery log of ten million events: how long the first page of a search takes.
+    Log(bench::log::Arguments),
     /// Instructions for each message on parts of the hot path, beside the committed baseline.
     Instructions(bench::instructions::Arguments),
     /// Runs the benchmarks and writes docs/benchmarks.md.
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Task::Plugins => plugins::build(&host::root()).map(drop),
         Task::Bench(Bench::Relay(arguments)) => bench::relay::run(&arguments),
         Task::Bench(Bench::Backlog(arguments)) => bench::backlog::run(&arguments),
+        Task::Bench(Bench::Log(arguments)) => bench::log::run(&arguments),
         Task::Bench(Bench::Instructions(arguments)) => bench::instructions::run(&arguments),
         Task::Bench(Bench::Report(arguments)) => bench::report::run(&arguments),
         Task::Bench(Bench::Policy(arguments)) => bench::policy::run(&arguments),

@@ -30,6 +30,20 @@ pub fn bare_sync_p99(place: &Path) -> anyhow::Result<f64> {
     Ok(times[494])
 }
 
+/// Octets that are free at a directory.
+pub fn free(place: &Path) -> anyhow::Result<u64> {
+    let output = Command::new("df")
+        .args(["--output=avail", "--block-size=1"])
+        .arg(place)
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let free = text
+        .lines()
+        .nth(1)
+        .and_then(|line| line.trim().parse().ok());
+    free.with_context(|| format!("df of {} says {text:?}", place.display()))
+}
+
 /// The file system that holds a directory, as `ext4 (without a journal)`.
 pub fn file_system(place: &Path) -> String {
     let told = |columns: &str| {

@@ -4,6 +4,7 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use super::relays::opensmtpd;
 use crate::host;
 
 /// Facts of the machine and the programs, for the report.
@@ -81,6 +82,15 @@ fn versions() -> Vec<(String, String)> {
     );
     add("Rust", first_line("rustc", &["--version"]));
     add("Postfix", first_line("postconf", &["-dh", "mail_version"]));
-    add("Exim", first_line("exim4", &["-bV"]));
+    // "Exim version 4.96 #2 built 27-May-2026 16:52:26"
+    let exim = first_line("exim4", &["-bV"]).or_else(|| first_line("exim", &["-bV"]));
+    let exim = exim.and_then(|line| line.split(' ').nth(2).map(str::to_owned));
+    add("Exim", exim);
+    add("OpenSMTPD", opensmtpd::version());
+    // With its name, in colours for a terminal.
+    let haraka = first_line("haraka", &["--version"]);
+    let haraka = haraka.and_then(|line| line.split(' ').next_back().map(str::to_owned));
+    add("Haraka", haraka);
+    add("Node.js", first_line("node", &["--version"]));
     found
 }

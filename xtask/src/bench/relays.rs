@@ -1,9 +1,12 @@
 //! The relays under measurement: how each is configured, started, and ended.
 //!
-//! All sync what they accept before they answer for it, sign nothing, and deliver to the ten
-//! domains of the benchmark at ten addresses.
+//! All sync what they accept before they answer for it, unless their name says otherwise; they
+//! sign nothing, and deliver to the ten domains of the benchmark at ten addresses.
 
+mod daemon;
 mod exim;
+mod haraka;
+pub mod opensmtpd;
 mod postfix;
 mod tidegate;
 
@@ -20,46 +23,83 @@ use tidegate_tests::tls::ClientConfig;
 use super::measure::Destinations;
 use super::workload::Workload;
 use crate::host;
-use exim::Exim;
 use postfix::Postfix;
 pub use tidegate::Tidegate;
+
+/// What is traced to count syncs: all calls that wait for the disk.
+pub const SYNCS: &str = "trace=fsync,fdatasync,sync,syncfs,sync_file_range,msync";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
     None,
     Tidegate,
+    /// The gateway with its syncs turned off: what they cost.
+    #[value(skip)]
+    Unsynced,
     Postfix,
     Exim,
+    #[value(name = "opensmtpd")]
+    OpenSmtpd,
+    Haraka,
 }
 
 impl Kind {
+    /// With what a reader of figures has to know of it.
     pub fn name(self) -> &'static str {
         match self {
             Kind::None => "none",
             Kind::Tidegate => "tidegate",
+            Kind::Unsynced => "tidegate (syncs off)",
             Kind::Postfix => "postfix",
             Kind::Exim => "exim",
+            Kind::OpenSmtpd => "opensmtpd (not synced)",
+            Kind::Haraka => "haraka",
         }
     }
 
     /// How to install what is not here.
     pub fn missing(self) -> Option<&'static str> {
         match self {
-            Kind::Postfix if host::find("postfix").is_none() => {
-                Some("Debian: apt-get install postfix")
-            }
-            Kind::Exim if exim::program().is_none() => {
-                Some("Debian: apt-get install exim4-daemon-light")
-            }
-            _ => None,
+            Kind::None | Kind::Tidegate => None,
+            Kind::Unsynced => host::find("eatmydata")
+                .is_none()
+                .then_some("Debian: apt-get install eatmydata"),
+            Kind::Postfix => host::find("postfix")
+                .is_none()
+                .then_some("Debian: apt-get install postfix"),
+            Kind::Exim => exim::program().is_none().then_some(
+                "Debian: apt-get install exim4-daemon-light; beside another mail server: \
+                 apt-get download it, dpkg -x, and exim4 in PATH",
+            ),
+            Kind::OpenSmtpd => opensmtpd::program().is_none().then_some(
+                "Debian: apt-get install opensmtpd; beside another mail server: apt-get download \
+                 it, dpkg -x, and smtpd in PATH",
+            ),
+            Kind::Haraka => host::find("haraka")
+                .is_none()
+                .then_some("npm install -g Haraka, with Node.js 20 or newer"),
         }
     }
 
     /// Whether it is set up for this workload here.
     pub fn can(self, workload: Workload) -> bool {
-        self != Kind::Exim || !workload.tls()
+        let without_tls = matches!(self, Kind::Exim | Kind::OpenSmtpd | Kind::Haraka);
+        !without_tls || !workload.tls()
     }
+
+    /// Another mail server.
+    pub fn is_peer(self) -> bool {
+        !matches!(self, Kind::None | Kind::Tidegate | Kind::Unsynced)
+    }
+}
+
+/// Another mail server that runs.
+pub trait Peer {
+    fn address(&self) -> SocketAddr;
+    /// The process whose family it is.
+    fn pid(&self) -> u32;
+    fn stop(self: Box<Self>) -> anyhow::Result<()>;
 }
 
 /// A running relay.
@@ -67,8 +107,7 @@ pub enum Relay {
     /// The sink itself, and what trusts it.
     None(SocketAddr, Option<String>),
     Tidegate(Box<Tidegate>),
-    Postfix(Postfix, Option<String>),
-    Exim(Exim),
+    Peer(Box<dyn Peer + Sync>, Option<String>),
 }
 
 impl Relay {
@@ -83,8 +122,11 @@ impl Relay {
         Ok(match kind {
             Kind::None => Relay::None(to.sink.addresses()[0], pem),
             Kind::Tidegate => Relay::Tidegate(Box::new(Tidegate::start(to, place, trace)?)),
-            Kind::Postfix => Relay::Postfix(Postfix::start(to, place, trace)?, pem),
-            Kind::Exim => Relay::Exim(Exim::start(to, place, trace)?),
+            Kind::Unsynced => Relay::Tidegate(Box::new(Tidegate::unsynced(to, place, trace)?)),
+            Kind::Postfix => Relay::Peer(Box::new(Postfix::start(to, place, trace)?), pem),
+            Kind::Exim => Relay::Peer(Box::new(exim::start(to, place, trace)?), None),
+            Kind::OpenSmtpd => Relay::Peer(Box::new(opensmtpd::start(to, place, trace)?), None),
+            Kind::Haraka => Relay::Peer(Box::new(haraka::start(to, place, trace)?), None),
         })
     }
 
@@ -93,8 +135,7 @@ impl Relay {
         match self {
             Relay::None(address, _) => *address,
             Relay::Tidegate(tidegate) => tidegate.address(tls),
-            Relay::Postfix(postfix, _) => postfix.address(),
-            Relay::Exim(exim) => exim.address(),
+            Relay::Peer(peer, _) => peer.address(),
         }
     }
 
@@ -104,8 +145,7 @@ impl Relay {
             Relay::Tidegate(tidegate) => {
                 return Ok((tidegate.gateway.trust()?, "gateway.test".into()));
             }
-            Relay::None(_, pem) | Relay::Postfix(_, pem) => pem.as_deref(),
-            Relay::Exim(_) => None,
+            Relay::None(_, pem) | Relay::Peer(_, pem) => pem.as_deref(),
         };
         let pem = pem.context("no TLS here")?;
         Ok((
@@ -123,8 +163,7 @@ impl Relay {
         match self {
             Relay::None(..) => None,
             Relay::Tidegate(tidegate) => tidegate.gateway.pid().ok(),
-            Relay::Postfix(postfix, _) => Some(postfix.master()),
-            Relay::Exim(exim) => Some(exim.pid()),
+            Relay::Peer(peer, _) => Some(peer.pid()),
         }
     }
 
@@ -151,8 +190,12 @@ impl Relay {
         match self {
             Relay::None(..) => Ok(()),
             Relay::Tidegate(mut tidegate) => tidegate.gateway.stop().map(drop),
-            Relay::Postfix(postfix, _) => postfix.stop(),
-            Relay::Exim(exim) => exim.stop(),
+            Relay::Peer(peer, _) => peer.stop(),
         }
     }
+}
+
+/// A free port of the address that relays listen on.
+fn free_address(to: &Destinations) -> anyhow::Result<SocketAddr> {
+    Ok(std::net::TcpListener::bind((to.relay, 0))?.local_addr()?)
 }

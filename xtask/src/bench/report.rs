@@ -6,11 +6,12 @@
 use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
 
 use super::backlog::{self, Backlog};
 use super::disk::Image;
+use super::log::{self, Log};
 use super::machine::Machine;
 use super::relay::{self, Relaying};
 use super::{choose_gateway, policy, table};
@@ -20,7 +21,8 @@ use crate::host;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   cargo xtask bench report
-  cargo xtask bench report --rounds 1 --recipients 100000 --output draft.md")]
+  cargo xtask bench report --rounds 1 --recipients 100000 --log-events 1000000 --output draft.md
+  cargo xtask bench report --parts log")]
 pub struct Arguments {
     /// Messages submitted in each run.
     #[arg(long, default_value_t = 5000)]
@@ -31,8 +33,11 @@ pub struct Arguments {
     /// Recipients in the long queue.
     #[arg(long, default_value_t = 1_000_000)]
     recipients: u64,
+    /// Events in the log that is searched.
+    #[arg(long, default_value_t = 10_000_000)]
+    log_events: u64,
     /// What to measure; the rest of the report stays as it is.
-    #[arg(long, value_delimiter = ',', default_values = ["relay", "journal", "backlog", "policy"])]
+    #[arg(long, value_delimiter = ',', default_values = ["relay", "journal", "backlog", "log", "policy"])]
     parts: Vec<Part>,
     /// What else a reader should know, such as how the gateway was built.
     #[arg(long)]
@@ -52,6 +57,8 @@ enum Part {
     /// Some of them on ext4 with a journal.
     Journal,
     Backlog,
+    /// Searches in a long log.
+    Log,
     /// Decisions beside Lua and a policy service, and neighbours of hostile policies.
     Policy,
 }
@@ -65,6 +72,8 @@ struct Figures {
     /// On ext4 with a journal, or why not.
     journalled: Option<Result<Relaying, String>>,
     backlog: Option<Backlog>,
+    #[serde(default)]
+    log: Option<Log>,
     /// As the benchmark prints it.
     #[serde(default)]
     policy: Option<String>,
@@ -87,8 +96,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let output = host::root().join(&arguments.output);
     let json = output.with_extension("json");
     let mut figures: Figures = match std::fs::read_to_string(&json) {
-        Ok(text) if arguments.parts.len() < 4 => serde_json::from_str(&text)
-            .with_context(|| format!("{} is not of this version", json.display()))?,
+        Ok(text) if arguments.parts.len() < Part::value_variants().len() => {
+            serde_json::from_str(&text)
+                .with_context(|| format!("{} is not of this version", json.display()))?
+        }
         _ => Figures::default(),
     };
     figures.machine = Some(Machine::here());
@@ -100,6 +111,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
         match part {
             Part::Relay => {
                 let all = [
+                    "--relays",
+                    "none,tidegate,postfix,exim,opensmtpd,haraka",
+                    "--unsynced",
+                    "--by-sessions",
+                    "1,4,20",
                     "--workloads",
                     "keep,one,big,many,tls,tls-one",
                     "--syncs",
@@ -115,6 +131,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
                 let found = backlog::measure(&options(&["--recipients", &recipients]))?;
                 println!("{}", found.text());
                 figures.backlog = Some(found);
+            }
+            Part::Log => {
+                let events = arguments.log_events.to_string();
+                let found = log::measure(&options(&["--events", &events]))?;
+                println!("{found}");
+                figures.log = Some(found);
             }
             Part::Policy => figures.policy = Some(policy::measure()?),
         }
@@ -174,8 +196,8 @@ impl Figures {
         }
         text.push_str(
             "\nSource, relay and sink run on this machine, on loopback; the source does not pipeline. \
-             Figures are medians over the rounds. Every relay syncs what it accepts before its 250, and \
-             every accepted message is counted at the sink. CPU time is that of the relay's processes \
+             Figures are medians over the rounds. Every relay syncs what it accepts before its 250, \
+             unless its name says otherwise, and every accepted message is counted at the sink. CPU time is that of the relay's processes \
              alone. The gateway routes every message with the default WebAssembly policy, has its \
              clients log in, and keeps its log; the other relays do none of these. `none` is the source \
              straight into the sink: what source and sink alone can do.\n",
@@ -199,6 +221,9 @@ impl Figures {
         }
         if let Some(backlog) = &self.backlog {
             text.push_str(&format!("\n## A long queue\n\n{}\n", backlog.text()));
+        }
+        if let Some(log) = &self.log {
+            text.push_str(&format!("\n## Searching a long log\n\n{log}\n"));
         }
         if let Some(policy) = &self.policy {
             text.push_str(&format!(

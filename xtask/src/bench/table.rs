@@ -3,6 +3,7 @@
 use super::measure::Run;
 use super::relay::Relaying;
 use super::relays::Kind;
+use super::sessions;
 use super::workload::Workload;
 
 pub fn median(mut values: Vec<f64>) -> f64 {
@@ -53,16 +54,24 @@ fn cells(run: &Run) -> [String; 10] {
 pub fn line(run: &Run) -> String {
     let mut text = format!("{:8}", run.workload.name());
     for (cell, column) in cells(run).iter().zip(COLUMNS) {
-        let width = column.len().max(9);
-        text.push_str(&format!(" {cell:>width$}"));
+        text.push_str(&format!(" {cell:>width$}", width = width(column)));
     }
     text
+}
+
+/// On the terminal, characters.
+fn width(column: &str) -> usize {
+    if column == COLUMNS[0] {
+        Kind::OpenSmtpd.name().len()
+    } else {
+        column.len().max(9)
+    }
 }
 
 pub fn head() -> String {
     let mut text = format!("{:8}", "workload");
     for column in COLUMNS {
-        text.push_str(&format!(" {column:>width$}", width = column.len().max(9)));
+        text.push_str(&format!(" {column:>width$}", width = width(column)));
     }
     text
 }
@@ -96,10 +105,10 @@ pub fn verdicts(figures: &Relaying, workload: Workload) -> Vec<String> {
         return Vec::new();
     };
     let mut said = Vec::new();
-    for &kind in &figures.relays {
-        if matches!(kind, Kind::None | Kind::Tidegate) {
-            continue;
-        }
+    if let Some(free) = middle(&figures.runs, Kind::Unsynced, workload) {
+        said.push(durability(&ours, &free));
+    }
+    for &kind in figures.relays.iter().filter(|kind| kind.is_peer()) {
         if let Some(theirs) = middle(&figures.runs, kind, workload) {
             said.push(format!(
                 "tidegate / {}: {:.1} x delivered, {:.1} x less CPU",
@@ -115,6 +124,19 @@ pub fn verdicts(figures: &Relaying, workload: Workload) -> Vec<String> {
         ours.p99_ms / figures.sync_p99_ms
     ));
     said
+}
+
+/// What it costs to be durable.
+fn durability(ours: &Run, free: &Run) -> String {
+    let reached = match free.syncs_per_message {
+        Some(0.0) => "none of those reached the disk, by strace".to_owned(),
+        Some(some) => format!("but {some:.2} a message reached the disk, by strace"),
+        None => "whether any reached the disk was not looked at".to_owned(),
+    };
+    format!(
+        "tidegate / tidegate with its syncs off: {:.2} x delivered ({reached})",
+        ours.delivered_per_s / free.delivered_per_s
+    )
 }
 
 pub fn print(figures: &Relaying) {
@@ -133,6 +155,7 @@ pub fn print(figures: &Relaying) {
             println!("{:8} {said}", "");
         }
     }
+    sessions::print(&figures.by_sessions);
 }
 
 /// The same as Markdown.
@@ -172,5 +195,71 @@ pub fn markdown(figures: &Relaying) -> String {
             text.push_str(&format!("- {said}\n"));
         }
     }
+    text.push_str(&sessions::markdown(&figures.by_sessions));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(relay: Kind, delivered_per_s: f64, syncs_per_message: Option<f64>) -> Run {
+        Run {
+            relay,
+            workload: Workload::Keep,
+            round: 1,
+            accepted: 100,
+            failed: 0,
+            deliveries: 100,
+            accepted_per_s: delivered_per_s,
+            delivered_per_s,
+            cpu_us: Some(1e6 / delivered_per_s),
+            peak_pss_mib: None,
+            peak_rss_mib: None,
+            p50_ms: 1.0,
+            p99_ms: 2.0,
+            sink_sessions: 1,
+            syncs_per_message,
+        }
+    }
+
+    #[test]
+    fn every_peer_has_its_line_and_so_have_the_syncs() {
+        let figures = Relaying {
+            file_system: "ext4".into(),
+            rounds: 1,
+            sessions: 20,
+            workloads: vec![Workload::Keep],
+            relays: vec![
+                Kind::None,
+                Kind::Tidegate,
+                Kind::Unsynced,
+                Kind::Postfix,
+                Kind::OpenSmtpd,
+            ],
+            sync_p99_ms: 0.5,
+            runs: vec![
+                run(Kind::None, 9000.0, None),
+                run(Kind::Tidegate, 4000.0, Some(0.2)),
+                run(Kind::Unsynced, 5000.0, Some(0.0)),
+                run(Kind::Postfix, 800.0, Some(1.0)),
+                run(Kind::OpenSmtpd, 100.0, Some(0.0)),
+            ],
+            by_sessions: Vec::new(),
+            crash: None,
+        };
+        assert_eq!(
+            verdicts(&figures, Workload::Keep),
+            [
+                "tidegate / tidegate with its syncs off: 0.80 x delivered (none of those reached the disk, by strace)",
+                "tidegate / postfix: 5.0 x delivered, 5.0 x less CPU",
+                "tidegate / opensmtpd (not synced): 40.0 x delivered, 40.0 x less CPU",
+                "tidegate's p99 to the 250 / p99 of a bare fdatasync (0.50 ms): 4.0 x",
+            ]
+        );
+        let leaks = durability(&figures.runs[1], &run(Kind::Unsynced, 4000.0, Some(0.25)));
+        assert!(
+            leaks.ends_with("1.00 x delivered (but 0.25 a message reached the disk, by strace)")
+        );
+    }
 }

@@ -1,107 +1,44 @@
 //! Exim: one daemon with configuration, spool and port of its own; delivers at once.
+//!
+//! Its deliveries leave the family when they are handed on; their CPU time counts where they were
+//! waited for.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
-use std::os::unix::process::CommandExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::Duration;
-
-use tidegate_tests::raw::Raw;
-use tidegate_tests::{eventually, proc};
+use std::process::Command;
 
 use super::super::measure::Destinations;
 use super::super::workload::{DOMAINS, domain};
+use super::daemon::Daemon;
+use super::free_address;
 use crate::host;
-
-pub struct Exim {
-    _directory: tempfile::TempDir,
-    address: SocketAddr,
-    daemon: Child,
-    tracer: Option<Child>,
-}
 
 pub fn program() -> Option<PathBuf> {
     host::find("exim4").or_else(|| host::find("exim"))
 }
 
-impl Exim {
-    pub fn start(to: &Destinations, place: &Path, trace: Option<&Path>) -> anyhow::Result<Exim> {
-        let directory = tempfile::Builder::new().prefix("exim-").tempdir_in(place)?;
-        let port = std::net::TcpListener::bind((to.relay, 0))?
-            .local_addr()?
-            .port();
-        let address = SocketAddr::from((to.relay, port));
-        let config = directory.path().join("exim.conf");
-        std::fs::write(&config, configuration(to, directory.path(), address))?;
-        for name in ["spool", "log"] {
-            let made = directory.path().join(name);
-            std::fs::create_dir(&made)?;
-            host::run(Command::new("chown").arg("Debian-exim").arg(&made))?;
-        }
-        let mut command = Command::new(program().unwrap_or_else(|| "exim4".into()));
-        command
-            .args(["-bdf", "-q1h", "-C"])
-            .arg(&config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .process_group(0);
-        let daemon = command.spawn()?;
-        let mut exim = Exim {
-            _directory: directory,
-            address,
-            daemon,
-            tracer: None,
-        };
-        eventually("exim greets", Duration::from_secs(20), || {
-            Raw::connect(address).ok()?.expect(220).ok()
-        })?;
-        if let Some(trace) = trace {
-            let tracer = Command::new("strace")
-                .args(["-f", "-q", "-e", "trace=fsync,fdatasync", "-o"])
-                .arg(trace)
-                .arg(format!("-p{}", exim.pid()))
-                .stdin(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()?;
-            exim.tracer = Some(tracer);
-            std::thread::sleep(Duration::from_secs(1));
-        }
-        Ok(exim)
+pub fn start(to: &Destinations, place: &Path, trace: Option<&Path>) -> anyhow::Result<Daemon> {
+    let directory = tempfile::Builder::new().prefix("exim-").tempdir_in(place)?;
+    // It delivers as an account of its own.
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))?;
+    let address = free_address(to)?;
+    let config = directory.path().join("exim.conf");
+    let program = program().unwrap_or_else(|| "exim4".into());
+    let text = configuration(to, directory.path(), address, &program);
+    std::fs::write(&config, text)?;
+    for name in ["spool", "log"] {
+        let made = directory.path().join(name);
+        std::fs::create_dir(&made)?;
+        host::run(Command::new("chown").arg("Debian-exim").arg(&made))?;
     }
-
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// The daemon. Its deliveries leave the family when they are handed on; their CPU time
-    /// counts where they were waited for.
-    pub fn pid(&self) -> u32 {
-        self.daemon.id()
-    }
-
-    pub fn stop(self) -> anyhow::Result<()> {
-        Ok(())
-    }
+    let mut command = Command::new(program);
+    command.args(["-bdf", "-q1h", "-C"]).arg(&config);
+    Daemon::start(command, directory, address, trace)
 }
 
-impl Drop for Exim {
-    fn drop(&mut self) {
-        for pid in proc::family(self.daemon.id()).into_iter().rev() {
-            // Those that ended meanwhile are no loss.
-            let _ = Command::new("kill")
-                .arg(pid.to_string())
-                .stderr(Stdio::null())
-                .status();
-        }
-        let _ = self.daemon.wait();
-        if let Some(mut tracer) = self.tracer.take() {
-            let _ = tracer.wait();
-        }
-    }
-}
-
-fn configuration(to: &Destinations, home: &Path, address: SocketAddr) -> String {
+fn configuration(to: &Destinations, home: &Path, address: SocketAddr, program: &Path) -> String {
     let home = home.display();
     let mut routes = String::new();
     for (at, sink) in (0..DOMAINS).zip(to.sink.addresses()) {
@@ -110,6 +47,7 @@ fn configuration(to: &Destinations, home: &Path, address: SocketAddr) -> String 
     }
     format!(
         "primary_hostname = relay.test\n\
+         exim_path = {program}\n\
          spool_directory = {home}/spool\n\
          log_file_path = {home}/log/%slog\n\
          pid_file_path = {home}/spool/exim.pid\n\
@@ -133,5 +71,6 @@ fn configuration(to: &Destinations, home: &Path, address: SocketAddr) -> String 
          out:\n  driver = smtp\n  allow_localhost\n",
         ip = address.ip(),
         port = address.port(),
+        program = program.display(),
     )
 }

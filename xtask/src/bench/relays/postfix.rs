@@ -12,6 +12,8 @@ use tidegate_tests::{eventually, proc};
 
 use super::super::measure::Destinations;
 use super::super::workload::{DOMAINS, domain};
+use super::daemon::attach;
+use super::{Peer, free_address};
 use crate::host;
 
 pub struct Postfix {
@@ -28,10 +30,7 @@ impl Postfix {
             .tempdir_in(place)?;
         // Its daemons run as an account of their own.
         std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o755))?;
-        let port = std::net::TcpListener::bind((to.relay, 0))?
-            .local_addr()?
-            .port();
-        let address = SocketAddr::from((to.relay, port));
+        let address = free_address(to)?;
         let home = directory.path().display();
         let transports: String = (0..DOMAINS)
             .zip(to.sink.addresses())
@@ -114,36 +113,22 @@ impl Postfix {
             Raw::connect(address).ok()?.expect(220).ok()
         })?;
         if let Some(trace) = trace {
-            let tracer = Command::new("strace")
-                .args(["-f", "-q", "-e", "trace=fsync,fdatasync", "-o"])
-                .arg(trace)
-                .args(proc::family(master).iter().map(|pid| format!("-p{pid}")))
-                .stdin(Stdio::null())
-                .stderr(Stdio::null())
-                .spawn()?;
-            relay.tracer = Some(tracer);
-            // Attached when the kernel says so of the main process.
-            eventually("strace attached", Duration::from_secs(10), || {
-                std::fs::read_to_string(format!("/proc/{master}/status"))
-                    .ok()?
-                    .lines()
-                    .any(|line| line.starts_with("TracerPid:") && !line.ends_with("\t0"))
-                    .then_some(())
-            })?;
+            relay.tracer = Some(attach(trace, &proc::family(master))?);
         }
         Ok(relay)
     }
+}
 
-    pub fn address(&self) -> SocketAddr {
+impl Peer for Postfix {
+    fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The process whose family it is.
-    pub fn master(&self) -> u32 {
+    fn pid(&self) -> u32 {
         self.master
     }
 
-    pub fn stop(mut self) -> anyhow::Result<()> {
+    fn stop(mut self: Box<Self>) -> anyhow::Result<()> {
         host::run(
             postfix(self.directory.path())
                 .arg("stop")

@@ -31,11 +31,30 @@ impl Tidegate {
         Tidegate::with(to, place, trace, |options| options)
     }
 
+    /// With its syncs turned off, by a library that is loaded before the system's.
+    pub fn unsynced(
+        to: &Destinations,
+        place: &Path,
+        trace: Option<&Path>,
+    ) -> anyhow::Result<Tidegate> {
+        Tidegate::wrapped(to, place, trace, &["eatmydata"], |options| options)
+    }
+
     /// The same with more configuration.
     pub fn with(
         to: &Destinations,
         place: &Path,
         trace: Option<&Path>,
+        more: impl FnOnce(Options) -> Options,
+    ) -> anyhow::Result<Tidegate> {
+        Tidegate::wrapped(to, place, trace, &[], more)
+    }
+
+    fn wrapped(
+        to: &Destinations,
+        place: &Path,
+        trace: Option<&Path>,
+        wrapper: &[&str],
         more: impl FnOnce(Options) -> Options,
     ) -> anyhow::Result<Tidegate> {
         let dns = Dns::start()?;
@@ -50,17 +69,13 @@ impl Tidegate {
             .prefix("tidegate-")
             .tempdir_in(place)?;
         let mut gateway = Gateway::kept(directory.path(), more(options))?;
-        if let Some(trace) = trace {
-            let trace = trace.display().to_string();
-            let words = [
-                "strace",
-                "-f",
-                "-q",
-                "-e",
-                "trace=fsync,fdatasync",
-                "-o",
-                &trace,
-            ];
+        let trace = trace.map(|trace| trace.display().to_string());
+        let mut words: Vec<&str> = match &trace {
+            Some(trace) => vec!["strace", "-f", "-q", "-e", super::SYNCS, "-o", trace],
+            None => Vec::new(),
+        };
+        words.extend(wrapper);
+        if !words.is_empty() {
             gateway.wrap(&words);
         }
         gateway.start()?;
