@@ -493,3 +493,41 @@ async fn what_waits_for_a_smarthost_that_is_down_says_so() {
         assert_eq!(entry.reason, Some(WaitReason::RetrySchedule), "{entry:?}");
     }
 }
+
+#[tokio::test]
+async fn mail_beside_a_long_queue_is_delivered_from_memory() {
+    let settings = Settings {
+        content_budget: 20_000,
+        ..Settings::default()
+    };
+    let scenario = Scenario::with(settings, Arc::new(ByName::default())).await;
+    scenario.world.set("dark.test", Manner::Unreachable(NEVER));
+    let dark = [("someone@dark.test", Notify::Absent)];
+    let fine = [("someone@fine.test", Notify::Absent)];
+    let second = Duration::from_secs(1);
+    let read = |scenario: &Scenario| {
+        let calls = scenario.crash.calls();
+        calls.get("messages").copied().unwrap_or(0)
+    };
+    let submit = async |to: &[(&str, Notify)]| {
+        let (_, reply) = scenario.submit(mail(to)).await;
+        assert_eq!(reply.code, 250, "{reply:?}");
+    };
+    // More than there is memory for, before it is known that nobody answers.
+    for _ in 0..100 {
+        submit(&dark).await;
+    }
+    scenario.pass(second * 10).await;
+    let before = read(&scenario);
+    for _ in 0..20 {
+        // And more, now that it is known.
+        for _ in 0..5 {
+            submit(&dark).await;
+        }
+        submit(&fine).await;
+        scenario.pass(second).await;
+    }
+    assert_eq!(read(&scenario), before, "messages read back");
+    let left = scenario.store().counts().await.expect("counts").recipients;
+    assert_eq!(left, 200, "only mail that nobody takes is left");
+}

@@ -299,10 +299,20 @@ impl Scheduler {
         self.stamp
     }
 
-    /// Adds a recipient; it is ready at once if it is due.
-    pub fn add(&mut self, key: &QueueKey, new: NewEntry, now: Timestamp) {
+    /// Adds a recipient; it is ready at once if it is due. Says whether it may go soon: it is due,
+    /// and its queue waits for nothing but its turn.
+    pub fn add(&mut self, key: &QueueKey, new: NewEntry, now: Timestamp) -> bool {
         let slot = self.insert(key, new);
         self.place(slot, now);
+        let entry = &self.entries[slot as usize];
+        let soon = match self.queues[entry.queue as usize].status {
+            Status::Idle | Status::InRing => true,
+            Status::Parked { reason, .. } => matches!(
+                reason,
+                WaitReason::Dns | WaitReason::Concurrency | WaitReason::Rate
+            ),
+        };
+        soon && entry.phase == Phase::Ready
     }
 
     /// Adds a recipient as taken: it takes part once it is settled.

@@ -345,14 +345,16 @@ impl Engine {
                 shard: r.shard,
             });
         }
-        if let Content::Memory(bytes) = content {
-            self.flights.keep(carried, fresh, bytes);
-        }
         let now = self.now();
         let alarm = {
             let mut scheduler = self.schedule();
+            let mut soon = false;
             for (key, entry) in placed {
-                scheduler.add(&key, entry, now);
+                soon |= scheduler.add(&key, entry, now);
+            }
+            // Before the schedule can be asked for work.
+            if soon && let Content::Memory(bytes) = content {
+                self.flights.keep(carried, fresh, bytes);
             }
             scheduler.alarm()
         };

@@ -1,8 +1,9 @@
 //! Messages on their way: what an attempt needs, from memory if it was just accepted,
 //! else from the store.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tidegate_mail::recipient::Rights;
@@ -47,6 +48,10 @@ pub(super) struct Loaded {
     pub shard: u16,
 }
 
+/// Unclaimed for so long, a message gives way to a newer one where the budget is used up: what
+/// waits behind a site that does not answer must not make all other mail be read back.
+const STALE: Duration = Duration::from_secs(5);
+
 /// Just accepted messages, within a budget of bytes: their first attempt reads nothing back.
 pub(super) struct Flights {
     budget: usize,
@@ -56,7 +61,8 @@ pub(super) struct Flights {
 #[derive(Default)]
 struct Inner {
     bytes: usize,
-    messages: HashMap<MessageId, Fresh>,
+    /// The oldest first, as ids grow with time.
+    messages: BTreeMap<MessageId, Fresh>,
 }
 
 struct Fresh {
@@ -73,12 +79,23 @@ impl Flights {
         }
     }
 
-    /// Keeps a message for its first attempts, if the budget allows.
+    /// Keeps a message for its first attempts, if the budget allows, or does without what is
+    /// [`STALE`].
     pub fn keep(&self, carried: Arc<Carried>, recipients: Vec<Loaded>, content: &Bytes) {
         let bytes = content.len() + weight(&carried, recipients.len());
         let mut inner = self.lock();
-        if recipients.is_empty() || inner.bytes + bytes > self.budget {
+        if recipients.is_empty() || bytes > self.budget {
             return;
+        }
+        let stale = carried.id.given_at().minus(STALE);
+        while inner.bytes + bytes > self.budget {
+            match inner.messages.first_entry() {
+                Some(oldest) if oldest.key().given_at() < stale => {
+                    let gone = oldest.remove().bytes;
+                    inner.bytes -= gone;
+                }
+                _ => return,
+            }
         }
         inner.bytes += bytes;
         inner.messages.insert(
@@ -236,6 +253,36 @@ mod tests {
             automatic: false,
         };
         (Arc::new(carried), loaded)
+    }
+
+    #[test]
+    fn what_is_not_claimed_gives_way_to_newer_mail() {
+        let flights = Flights::new(1024 * 1024);
+        let content = Bytes::from(vec![0; 100 * 1024]);
+        let id = |seconds: i64| (seconds * 1000) << 20;
+        let keep = |number| {
+            let (carried, recipients) = message(number, 1);
+            flights.keep(carried, recipients, &content);
+        };
+        for number in 0..20 {
+            keep(id(1000) + number);
+        }
+        let kept: Vec<MessageId> = flights.lock().messages.keys().copied().collect();
+        assert_eq!(kept.len(), 10, "the first ones, while all are new");
+        assert_eq!(kept[0], MessageId::from_i64(id(1000)));
+        keep(id(1004));
+        assert_eq!(flights.lock().messages.len(), 10);
+        keep(id(1006));
+        let kept: Vec<MessageId> = flights.lock().messages.keys().copied().collect();
+        assert_eq!(kept.len(), 10);
+        assert_eq!(
+            kept[0],
+            MessageId::from_i64(id(1000) + 1),
+            "the oldest went"
+        );
+        assert_eq!(kept[9], MessageId::from_i64(id(1006)));
+        let bytes: usize = flights.lock().messages.values().map(|m| m.bytes).sum();
+        assert_eq!(flights.lock().bytes, bytes);
     }
 
     #[test]

@@ -183,12 +183,14 @@ fn a_site_that_does_not_answer_is_left_alone_then_probed() {
         finish(&mut s, work, Contact::Failed, T0);
     }
     assert!(drain(&mut s, T0).is_empty(), "backed off");
+    assert!(!s.add(&k, entry(9, 0, 0), T0), "it may not go soon");
     let later = T0.plus(Duration::from_secs(61));
     s.wake(later, 100);
     let mut probe = drain(&mut s, later);
     assert_eq!(probe.len(), 1, "one probe");
     finish(&mut s, probe.remove(0), Contact::Reached, later);
     assert_eq!(drain(&mut s, later).len(), 2, "open again");
+    assert!(s.add(&k, entry(10, 0, 0), later), "it waits for its turn");
 }
 
 #[test]
