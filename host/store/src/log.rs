@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::RwLock;
+use std::time::Duration;
 
 use tidegate_mail::{Event, MessageId, Timestamp};
 use tidegate_queue::{EventRecord, LogEntry, LogKeys, LogQuery, StoreResult};
@@ -248,29 +249,96 @@ fn matches(query: &LogQuery, mail: &Mail) -> bool {
         && query.until.is_none_or(|until| mail.accepted_at <= until)
 }
 
-/// The most selective term of a query.
-fn term(query: &LogQuery) -> Option<i64> {
+/// All terms of a query, those first that are likely to be rare.
+fn terms(query: &LogQuery) -> Vec<i64> {
     // Of a subject's words a number tells most, then a long word.
     let telling = |word: &String| (word.contains(char::is_numeric), word.chars().count());
-    let word = query
-        .subject
-        .as_deref()
-        .and_then(|subject| subject_words(subject).into_iter().max_by_key(telling));
-    let terms = [
-        (Find::MessageId, &query.message_id),
-        (Find::Record, &query.record),
-        (Find::Recipient, &query.recipient),
-        (Find::Subject, &word),
-        (Find::Sender, &query.sender),
-        (Find::Tenant, &query.tenant),
-    ];
+    let mut words = subject_words(query.subject.as_deref().unwrap_or(""));
+    words.sort_by_key(|word| std::cmp::Reverse(telling(word)));
+    let keys = |find: Find, text: &Option<String>| text.as_deref().map(|text| find_key(find, text));
+    let mut terms: Vec<i64> = [
+        keys(Find::MessageId, &query.message_id),
+        keys(Find::Record, &query.record),
+        keys(Find::Recipient, &query.recipient),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    terms.extend(words.iter().map(|word| find_key(Find::Subject, word)));
+    terms.extend(keys(Find::Sender, &query.sender));
+    terms.extend(keys(Find::Tenant, &query.tenant));
     terms
-        .into_iter()
-        .find_map(|(find, text)| text.as_ref().map(|text| find_key(find, text)))
 }
 
-/// How many candidates are looked at in one step.
-const PAGE: usize = 256;
+/// An id is given when the content begins to come in: before the acceptance by less than a session
+/// may last, and after it only where the clock was set back.
+const GIVEN_BEFORE: Duration = Duration::from_secs(24 * 3600);
+const GIVEN_AFTER: Duration = Duration::from_secs(3600);
+
+/// No id of this time or later is below.
+fn first_id(at: Timestamp) -> i64 {
+    at.as_millis().clamp(0, i64::MAX >> 20) << 20
+}
+
+/// What a search asks the tables of a day.
+struct Sought {
+    terms: Vec<i64>,
+    /// Ids from `least` to before `below`.
+    least: i64,
+    below: i64,
+    since: i64,
+    until: i64,
+}
+
+impl Sought {
+    fn of(query: &LogQuery) -> Sought {
+        Sought {
+            terms: terms(query),
+            least: query
+                .since
+                .map_or(0, |since| first_id(since.minus(GIVEN_BEFORE))),
+            below: query
+                .until
+                .map_or(i64::MAX, |until| first_id(until.plus(GIVEN_AFTER))),
+            since: query.since.map_or(i64::MIN, Timestamp::as_millis),
+            until: query.until.map_or(i64::MAX, Timestamp::as_millis),
+        }
+    }
+
+    fn has(&self, day: u32) -> bool {
+        let day_of = |id: i64| codec::log_day(MessageId::from_i64(id));
+        day_of(self.least) <= day && day <= day_of(self.below)
+    }
+}
+
+/// How many entries of a term are counted to tell which is the rarest.
+const COUNTED: usize = 4096;
+
+/// Which term to go by on a day: the rarest. `None`: one of them has no entry.
+async fn rarest(rows: &dyn Rows, day: u32, sought: &Sought) -> StoreResult<Option<usize>> {
+    if sought.terms.len() < 2 {
+        return Ok(Some(0));
+    }
+    let mut args = vec![Value::Int(sought.least), Value::Int(sought.below)];
+    let mut counts: Vec<String> = Vec::with_capacity(sought.terms.len());
+    for (at, term) in sought.terms.iter().enumerate() {
+        args.push(Value::Int(*term));
+        counts.push(format!(
+            "SELECT CAST({at} AS bigint), count(*) FROM (SELECT 1 FROM find_{day} WHERE term = ${}
+             AND message >= $1 AND message < $2 LIMIT {COUNTED}) AS few",
+            args.len()
+        ));
+    }
+    let sql = counts.join(" UNION ALL ");
+    let mut rarest = (i64::MAX, 0);
+    for row in rows
+        .select(sql.into(), args, &[Kind::Int, Kind::Int])
+        .await?
+    {
+        rarest = rarest.min((row.int(1)?, row.int(0)?));
+    }
+    Ok((rarest.0 > 0).then_some(rarest.1 as usize))
+}
 
 /// Messages that match, newest first, each with its events.
 pub(crate) async fn search(
@@ -288,18 +356,9 @@ pub(crate) async fn search(
         let mails = mails(rows, days, &[id.as_i64()]).await?;
         found.extend(mails.into_values().filter(|mail| matches(&query, mail)));
     } else {
-        // Ids are given shortly before acceptance: a day more on either side is enough.
-        let slack = std::time::Duration::from_secs(24 * 3600);
-        let first = query.since.map_or(0, |since| since.minus(slack).day());
-        let last = query
-            .until
-            .map_or(u32::MAX, |until| until.plus(slack).day());
-        let term = term(&query);
-        for (day, _) in known.iter().rev() {
-            if *day < first || *day > last {
-                continue;
-            }
-            search_day(rows, *day, term, &query, limit, &mut found).await?;
+        let sought = Sought::of(&query);
+        for (day, _) in known.iter().rev().filter(|(day, _)| sought.has(*day)) {
+            search_day(rows, *day, &sought, &query, limit, &mut found).await?;
             if found.len() >= limit {
                 break;
             }
@@ -324,43 +383,59 @@ pub(crate) async fn search(
 async fn search_day(
     rows: &dyn Rows,
     day: u32,
-    term: Option<i64>,
+    sought: &Sought,
     query: &LogQuery,
     limit: usize,
     found: &mut Vec<Mail>,
 ) -> StoreResult<()> {
-    let mut before = i64::MAX;
+    let Some(rarest) = rarest(rows, day, sought).await? else {
+        return Ok(());
+    };
+    let mut before = sought.below;
     loop {
-        let (sql, args) = match term {
-            Some(key) => (
-                format!(
-                    "SELECT {MAIL_COLUMNS} FROM mail_{day} WHERE id IN (SELECT message
-                     FROM find_{day} WHERE term = $1 AND message < $2
-                     ORDER BY message DESC LIMIT {PAGE}) ORDER BY id DESC"
-                ),
-                vec![Value::Int(key), Value::Int(before)],
-            ),
-            None => (
-                format!(
-                    "SELECT {MAIL_COLUMNS} FROM mail_{day} WHERE id < $1
-                     ORDER BY id DESC LIMIT {PAGE}"
-                ),
-                vec![Value::Int(before)],
-            ),
-        };
-        let page = rows.select(sql.into(), args, MAIL).await?;
-        let full = page.len() == PAGE;
-        for row in &page {
-            let mail = mail(row)?;
-            before = mail.id;
-            if matches(query, &mail) {
-                found.push(mail);
-                if found.len() == limit {
-                    return Ok(());
+        let mut args: Vec<Value> = [sought.least, before, sought.since, sought.until]
+            .map(Value::Int)
+            .into();
+        let mut sql = format!("SELECT {MAIL_COLUMNS} FROM ");
+        if let Some(term) = sought.terms.get(rarest) {
+            args.push(Value::Int(*term));
+            // In this order: SQLite takes it from a CROSS JOIN.
+            sql.push_str(&format!(
+                "find_{day} AS found CROSS JOIN mail_{day} WHERE found.term = $5
+                 AND found.message >= $1 AND found.message < $2 AND id = found.message"
+            ));
+            for (at, other) in sought.terms.iter().enumerate() {
+                if at != rarest {
+                    args.push(Value::Int(*other));
+                    sql.push_str(&format!(
+                        " AND EXISTS (SELECT 1 FROM find_{day} AS other WHERE other.term = ${}
+                         AND other.message = found.message)",
+                        args.len()
+                    ));
                 }
             }
+        } else {
+            sql.push_str(&format!("mail_{day} WHERE id >= $1 AND id < $2"));
         }
-        if !full {
+        let page = limit - found.len();
+        let order = if sought.terms.is_empty() {
+            "id"
+        } else {
+            "found.message"
+        };
+        sql.push_str(&format!(
+            " AND accepted_at >= $3 AND accepted_at <= $4 ORDER BY {order} DESC LIMIT {page}"
+        ));
+        let rows = rows.select(sql.into(), args, MAIL).await?;
+        for row in &rows {
+            let mail = mail(row)?;
+            before = mail.id;
+            // Terms are hashes, and those of other texts can be the same.
+            if matches(query, &mail) {
+                found.push(mail);
+            }
+        }
+        if rows.len() < page || found.len() >= limit {
             return Ok(());
         }
     }
@@ -372,16 +447,18 @@ async fn timelines(
     known: &[(u32, Day)],
     found: &[Mail],
 ) -> StoreResult<HashMap<i64, Vec<Event>>> {
-    let mut ids: Vec<i64> = found.iter().map(|mail| mail.id).collect();
-    ids.sort_unstable();
     let mut events: Vec<(u64, Event)> = Vec::new();
-    if ids.is_empty() {
-        return Ok(HashMap::new());
-    }
     for (day, info) in known {
-        if info.last == 0 {
+        // No step is logged on a day before its message, where the clock was not set back.
+        let mut ids: Vec<i64> = found
+            .iter()
+            .map(|mail| mail.id)
+            .filter(|id| codec::log_day(MessageId::from_i64(*id)) <= day + 1)
+            .collect();
+        if info.last == 0 || ids.is_empty() {
             continue;
         }
+        ids.sort_unstable();
         let sql = format!(
             "SELECT {EVENT_COLUMNS} FROM event_{day} WHERE message IN ({})",
             rows.numbers()

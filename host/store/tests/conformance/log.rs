@@ -245,3 +245,86 @@ pub async fn sweeps_whole_days(place: &Place) {
     assert_eq!(events.len(), 2);
     assert!(events[0].seq > last);
 }
+
+/// Terms that are common alone and rare together, and bounds anywhere in a day.
+pub async fn several_terms_and_bounds_find_exactly_what_matches(place: &Place) {
+    let opened = place.open().await;
+    let source = ids();
+    let words = ["invoice", "reminder", "shipped"];
+    let mut logged = Vec::new();
+    for n in 0..240u64 {
+        let at = T0.plus(Duration::from_secs(n * 1201));
+        let id = source.next(at);
+        let sender = format!("role{}@sender.example", n % 5);
+        let subject = format!(
+            "{} {} {n}",
+            words[(n % 3) as usize],
+            words[(n % 2) as usize]
+        );
+        // A long submission: the id is older than the acceptance.
+        let accepted_at = at.plus(Duration::from_secs(n % 7 * 1000));
+        let message = LoggedMessage {
+            id,
+            tenant: format!("tenant-{}", n % 4).into(),
+            envelope: envelope(Some(&sender), &["p@own.example"]),
+            size: 77,
+            accepted_at,
+            keys: LogKeys {
+                subject: Some(subject.clone()),
+                ..LogKeys::default()
+            },
+            events: vec![
+                event(accepted_at, EventKind::Accepted, id, None),
+                event(
+                    accepted_at.plus(Duration::from_secs(100_000)),
+                    EventKind::Delivered,
+                    id,
+                    Some(0),
+                ),
+            ],
+        };
+        opened.store.log(message).await.unwrap();
+        logged.push((id, n % 4, n % 5, subject, accepted_at));
+    }
+    for tenant in [None, Some(1), Some(9)] {
+        for sender in [None, Some(3)] {
+            for subject in [None, Some("shipped"), Some("reminder invoice"), Some("7")] {
+                for (from, to) in [(0, 1_000_000), (90_000, 95_000), (200_000, 260_000)] {
+                    let since = T0.plus(Duration::from_secs(from));
+                    let until = T0.plus(Duration::from_secs(to));
+                    let mut expected: Vec<MessageId> = logged
+                        .iter()
+                        .filter(|(_, t, s, text, at)| {
+                            tenant.is_none_or(|tenant| tenant == *t)
+                                && sender.is_none_or(|sender| sender == *s)
+                                && subject.is_none_or(|words: &str| {
+                                    words.split(' ').all(|w| text.split(' ').any(|x| x == w))
+                                })
+                                && *at >= since
+                                && *at <= until
+                        })
+                        .map(|(id, ..)| *id)
+                        .collect();
+                    expected.reverse();
+                    let query = LogQuery {
+                        tenant: tenant.map(|n| format!("tenant-{n}")),
+                        sender: sender.map(|n| format!("role{n}@sender.example")),
+                        subject: subject.map(str::to_owned),
+                        since: Some(since),
+                        until: Some(until),
+                        limit: 1000,
+                        ..LogQuery::default()
+                    };
+                    let found = opened.store.search(query.clone()).await.unwrap();
+                    assert!(found.iter().all(|entry| entry.events.len() == 2));
+                    let found: Vec<MessageId> = found.iter().map(|e| e.message).collect();
+                    assert_eq!(found, expected, "{query:?}");
+                    let query = LogQuery { limit: 3, ..query };
+                    let page = opened.store.search(query).await.unwrap();
+                    let page: Vec<MessageId> = page.iter().map(|e| e.message).collect();
+                    assert_eq!(page, expected[..expected.len().min(3)]);
+                }
+            }
+        }
+    }
+}

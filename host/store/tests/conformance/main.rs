@@ -46,6 +46,7 @@ conformance! {
     log:
         finds_messages_by_every_key,
         finds_the_newest_first_within_bounds,
+        several_terms_and_bounds_find_exactly_what_matches,
         events_are_numbered_over_days_and_restarts,
         sweeps_whole_days;
     registry:
