@@ -45,6 +45,10 @@ use settle::Ledger;
 /// Recipients loaded per page at a start.
 const LOAD_PAGE: u32 = 20_000;
 
+/// Domains resolved at the same time: more would only wait within the resolver, and those whose
+/// time runs out there count as attempts.
+const MAX_RESOLUTIONS: usize = 256;
+
 /// Opens a sealed secret.
 pub type Unseal = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
 
@@ -126,6 +130,7 @@ impl Engine {
         let settings = &parts.settings;
         let mut scheduler = Scheduler::new(Bounds {
             max_deliveries: settings.max_deliveries,
+            max_resolutions: MAX_RESOLUTIONS,
             max_site_connections: settings.max_site_connections,
             default_limits: settings.default_limits.clone(),
             site_backoff: settings.site_backoff,

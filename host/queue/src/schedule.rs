@@ -18,6 +18,7 @@ mod ring;
 mod serve;
 #[cfg(test)]
 mod tests;
+mod ties;
 mod timers;
 
 use std::cmp::Reverse;
@@ -37,6 +38,7 @@ use lane::Lane;
 use quota::Quotas;
 pub use quota::{Piece, QuotaUse};
 use ring::Ring;
+use ties::SubQueues;
 
 /// Recipients of one message and domain that share a transaction.
 const MAX_BATCH: usize = 100;
@@ -51,6 +53,8 @@ const WAKE_PER_SLOT: usize = 8;
 #[derive(Clone, Debug)]
 pub struct Bounds {
     pub max_deliveries: usize,
+    /// Domains that are resolved at the same time.
+    pub max_resolutions: usize,
     pub max_site_connections: u16,
     pub default_limits: Limits,
     pub site_backoff: (Duration, Duration),
@@ -197,6 +201,8 @@ struct Queue {
 struct Site {
     relay: Arc<str>,
     name: Arc<str>,
+    /// Tied to it.
+    queues: u32,
     in_flight: u32,
     failures: u32,
     backoff_until: Timestamp,
@@ -224,11 +230,18 @@ pub struct Scheduler {
     lane_of: HashMap<LaneKey, u32>,
     sites: Slab<Site>,
     site_of: HashMap<(Arc<str>, Arc<str>), u32>,
+    /// Sites and lanes beyond which those that nothing refers to are forgotten.
+    most_places: usize,
+    /// Numbers of tenants. They stay: there are no more of them than the operator has made.
     tenants: HashMap<Arc<str>, u32>,
     /// By tenant number: its deliveries under way.
     busy: Vec<usize>,
+    sub_queues: SubQueues,
     /// Transactional, bulk.
     rings: [Ring; 2],
+    /// The same, of queues that wait for their domain to be resolved.
+    to_resolve: [Ring; 2],
+    resolving: usize,
     /// People's.
     measures: Vec<Measure>,
     automatic: Automatic,
@@ -255,9 +268,13 @@ impl Scheduler {
             lane_of: HashMap::new(),
             sites: Slab::new(),
             site_of: HashMap::new(),
+            most_places: 0,
             tenants: HashMap::new(),
             busy: Vec::new(),
-            rings: [Ring::default(), Ring::default()],
+            sub_queues: SubQueues::default(),
+            rings: Default::default(),
+            to_resolve: Default::default(),
+            resolving: 0,
             measures: Vec::new(),
             automatic: Automatic::default(),
             quotas: Quotas::default(),
@@ -349,6 +366,14 @@ impl Scheduler {
             self.busy.push(0);
             (self.busy.len() - 1) as u32
         });
+        if let Some(name) = &key.lane
+            && !self.sub_queues.admit(tenant, name)
+        {
+            return self.queue(&QueueKey {
+                lane: None,
+                ..key.clone()
+            });
+        }
         let queue = self.queues.insert(Queue {
             key: key.clone(),
             tenant,
@@ -573,15 +598,20 @@ impl Scheduler {
     }
 
     fn drop_if_idle(&mut self, queue: u32) {
-        let q = &self.queues[queue as usize];
-        if q.entries > 0
-            || q.in_flight > 0
-            || q.status != Status::Idle
-            || self.queues.len() <= IDLE_QUEUES
-        {
+        let q = &mut self.queues[queue as usize];
+        if q.entries > 0 || q.in_flight > 0 {
             return;
         }
-        let q = self.queues.remove(queue as usize);
-        self.queue_of.remove(&q.key);
+        match q.status {
+            Status::Idle => {}
+            // A resolution under way, or a ring, has its number; what it waits for otherwise no
+            // longer matters.
+            Status::Parked { reason, .. } if reason != WaitReason::Dns => q.status = Status::Idle,
+            Status::Parked { .. } | Status::InRing => return,
+        }
+        let crowded = q.key.lane.is_some() && self.sub_queues.crowded(q.tenant);
+        if crowded || self.queues.len() > IDLE_QUEUES {
+            self.remove_queue(queue);
+        }
     }
 }

@@ -102,6 +102,8 @@ impl Engine {
     }
 
     /// Does what is due at `now`, to the end, and returns the next instant of interest.
+        let now = self.now();
+        self.schedule().forget_places(now);
     /// The simulation's way to drive the engine instead of [`Engine::run`]; its clock says
     /// `now` as well.
     pub async fn run_due(&self, now: Timestamp) -> Timestamp {

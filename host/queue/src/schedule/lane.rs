@@ -23,6 +23,8 @@ pub(super) struct Lane {
     reply: Option<String>,
     /// Digest of the shaping revision behind the limits.
     pub policy: Option<String>,
+    /// Queues tied to it.
+    pub queues: u32,
     pub in_flight: u32,
     pub backlog: u32,
     /// Queues that wait for a connection of this lane, with their parking ticket.
@@ -50,6 +52,7 @@ impl Lane {
             plan: None,
             reply: None,
             policy: None,
+            queues: 0,
             in_flight: 0,
             backlog: 0,
             parked: VecDeque::new(),
@@ -69,6 +72,13 @@ impl Lane {
     pub fn ready_at(&mut self, now: Timestamp) -> Timestamp {
         self.bucket
             .ready_at(self.limits.rate, self.limits.burst, now)
+    }
+
+    /// Whether its rate holds nothing back: one that begins anew may send no more.
+    pub fn is_rested(&mut self, now: Timestamp) -> bool {
+        let Limits { rate, burst, .. } = self.limits;
+        self.bucket.settle(rate, burst, now);
+        rate.is_none() || self.bucket.tokens >= f64::from(burst.max(1))
     }
 
     pub fn spend(&mut self, now: Timestamp) {

@@ -36,6 +36,11 @@ impl Ring {
         }
         queue
     }
+
+    #[cfg(test)]
+    pub fn contains(&self, queue: u32) -> bool {
+        self.queues.iter().flatten().any(|q| *q == queue)
+    }
 }
 
 #[cfg(test)]

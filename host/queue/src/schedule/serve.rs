@@ -1,25 +1,25 @@
 //! Whose turn it is, whether the limits allow it, and what goes into one transaction.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_mail::{Outcome, Timestamp, TrafficClass};
+use tidegate_mail::{Outcome, Timestamp};
 
-use super::lane::Lane;
 use super::{
-    Bench, Exit, MAX_BATCH, Phase, Queue, SMARTHOST_SITE, Scheduler, Site, Status, Task, Ticket,
-    Work,
+    Bench, Exit, MAX_BATCH, Phase, Queue, SMARTHOST_SITE, Scheduler, Status, Task, Ticket, Work,
 };
 use crate::directory::{Directory, Way};
 use crate::measure::Effect;
 use crate::ports::Destination;
-use crate::shape::{LaneKey, WaitReason};
+use crate::shape::WaitReason;
 
 impl Scheduler {
     /// The next thing to do, if limits allow anything.
     pub fn take(&mut self, directory: &Directory, now: Timestamp) -> Option<Task> {
         while self.in_flight < self.bounds.max_deliveries {
+            if let Some(task) = self.next_to_resolve() {
+                return Some(task);
+            }
             let (busy, share) = (&self.busy, self.share());
             let may = |tenant: u32| busy[tenant as usize] < share;
             let queue = self.rings.iter_mut().find_map(|ring| ring.pop(may))?;
@@ -81,9 +81,10 @@ impl Scheduler {
                     Exit::Mx(destination)
                 }
                 _ => {
-                    let domain = q.key.domain.clone();
+                    let (tenant, class) = (q.tenant, q.key.class);
                     self.park(queue, WaitReason::Dns, None, Bench::Time);
-                    return Some(Task::Resolve { queue, domain });
+                    self.to_resolve[class as usize].push(tenant, queue);
+                    return self.next_to_resolve();
                 }
             },
         };
@@ -130,6 +131,26 @@ impl Scheduler {
             self.enter_ring(queue);
         }
         Some(Task::Deliver(work))
+    }
+
+    /// The next domain to be resolved, if fewer are than may be. The others wait, and tenants
+    /// take turns: name servers that do not answer hold up nothing else.
+    fn next_to_resolve(&mut self) -> Option<Task> {
+        while self.resolving < self.bounds.max_resolutions {
+            let queue = self
+                .to_resolve
+                .iter_mut()
+                .find_map(|ring| ring.pop(|_| true))?;
+            if self.has_ready(queue) {
+                self.resolving += 1;
+                let domain = self.queues[queue as usize].key.domain.clone();
+                return Some(Task::Resolve { queue, domain });
+            }
+            // Its mail has expired, or a person took it.
+            self.queues[queue as usize].status = Status::Idle;
+            self.drop_if_idle(queue);
+        }
+        None
     }
 
     fn site_name(&self, q: &Queue) -> Option<&str> {
@@ -270,67 +291,6 @@ impl Scheduler {
         None
     }
 
-    /// Ties a queue to its site and lane.
-    pub(super) fn assign(&mut self, queue: u32, site: Arc<str>, now: Timestamp) {
-        let key = self.queues[queue as usize].key.clone();
-        let site_key = (key.relay.clone(), site.clone());
-        let site_at = match self.site_of.get(&site_key) {
-            Some(at) => *at,
-            None => {
-                let (failures, backoff_until) = self.site_before(&site_key);
-                let at = self.sites.insert(Site {
-                    relay: key.relay.clone(),
-                    name: site.clone(),
-                    in_flight: 0,
-                    failures,
-                    backoff_until,
-                    parked: VecDeque::new(),
-                }) as u32;
-                self.site_of.insert(site_key, at);
-                at
-            }
-        };
-        let lane_key = LaneKey {
-            tenant: key.tenant.to_string(),
-            class: key.class,
-            relay: key.relay.to_string(),
-            site: site.to_string(),
-            lane: key.lane.as_deref().map(str::to_owned),
-        };
-        let lane_at = match self.lane_of.get(&lane_key) {
-            Some(at) => *at,
-            None => {
-                let shaped = key.class == TrafficClass::Bulk;
-                let limits = self.bounds.default_limits.clone();
-                let at = self
-                    .lanes
-                    .insert(Lane::new(lane_key.clone(), shaped, limits, now))
-                    as u32;
-                self.lane_of.insert(lane_key, at);
-                if shaped {
-                    self.take_up(at, now);
-                    self.ring_by(now);
-                }
-                at
-            }
-        };
-        let q = &mut self.queues[queue as usize];
-        let entries = q.entries;
-        let before = q.lane.replace(lane_at);
-        q.site = Some(site_at);
-        if before != Some(lane_at) {
-            q.retry_after = self.lanes[lane_at as usize]
-                .limits
-                .retry_after
-                .clone()
-                .into();
-            self.lanes[lane_at as usize].backlog += entries;
-            if let Some(before) = before {
-                self.lanes[before as usize].backlog -= entries;
-            }
-        }
-    }
-
     /// The answer to [`Task::Resolve`]. On a failure the queue's ready entries are
     /// returned, taken: this was an attempt for each of them.
     pub fn resolved(
@@ -339,6 +299,7 @@ impl Scheduler {
         answer: Result<Arc<Destination>, &Outcome>,
         now: Timestamp,
     ) -> Vec<Ticket> {
+        self.resolving -= 1;
         match answer {
             Ok(destination) => {
                 let site = destination.site.clone();
@@ -352,6 +313,7 @@ impl Scheduler {
                     tickets.extend(self.batch(queue, MAX_BATCH));
                 }
                 self.queues[queue as usize].status = Status::Idle;
+                self.drop_if_idle(queue);
                 tickets
             }
         }

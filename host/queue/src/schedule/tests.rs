@@ -13,6 +13,7 @@ const T0: Timestamp = Timestamp::from_secs(1_000_000);
 fn bounds() -> Bounds {
     Bounds {
         max_deliveries: 100,
+        max_resolutions: 3,
         max_site_connections: 2,
         default_limits: Limits::default(),
         site_backoff: (Duration::from_secs(60), Duration::from_secs(900)),
@@ -432,6 +433,114 @@ fn a_failed_resolution_is_an_attempt_for_all_that_is_ready() {
     };
     let outcome = Outcome::from_fault(Stage::Dns, Fault::NoSuchDomain);
     assert_eq!(s.resolved(queue, Err(&outcome), T0).len(), 3);
+}
+
+#[test]
+fn only_so_many_domains_are_resolved_at_once_and_tenants_take_turns() {
+    let mut s = Scheduler::new(bounds());
+    let directory = Directory::new(vec![], vec![], vec![], vec![]);
+    for n in 0..10 {
+        let k = key("big", &format!("d{n}.test"), TrafficClass::Transactional);
+        s.add(&k, entry(n, 0, 0), T0);
+    }
+    let mut asked = Vec::new();
+    while let Some(Task::Resolve { queue, .. }) = s.take(&directory, T0) {
+        asked.push(queue);
+    }
+    assert_eq!(asked.len(), 3);
+    let waits = s.list(&QueueQuery::default());
+    assert!(waits.iter().all(|e| e.reason == Some(WaitReason::Dns)));
+    // What needs no resolution goes meanwhile, and who comes next does not wait for all of them.
+    let k = key("small", "y.test", TrafficClass::Transactional);
+    s.add(&k, entry(50, 0, 0), T0);
+    assert!(s.take(&directory, T0).is_none());
+    let mut order = Vec::new();
+    for queue in asked.drain(..2) {
+        s.resolved(queue, Ok(to("d.test")), T0);
+        match s.take(&directory, T0) {
+            Some(Task::Resolve { domain, .. }) => order.push(domain),
+            other => panic!("a place for the next one is free: {other:?}"),
+        }
+    }
+    assert!(
+        order.iter().any(|domain| &**domain == "y.test"),
+        "{order:?}"
+    );
+    assert!(matches!(s.take(&directory, T0), Some(Task::Deliver(_))));
+}
+
+#[test]
+fn sub_queues_that_a_policy_names_for_each_message_share_one_beyond_256() {
+    let mut s = Scheduler::new(bounds());
+    let named = |name: String| QueueKey {
+        lane: Some(name.into()),
+        ..key("a", "x.test", TrafficClass::Transactional)
+    };
+    for message in 0..1000 {
+        s.add(&named(format!("m{message}")), entry(message, 0, 0), T0);
+    }
+    assert_eq!(s.queues.len(), ties::MAX_SUB_QUEUES + 1);
+    let mut sent = 0;
+    loop {
+        let works = drain(&mut s, T0);
+        if works.is_empty() {
+            break;
+        }
+        for work in works {
+            sent += work.tickets.len();
+            finish(&mut s, work, Contact::Reached, T0);
+        }
+    }
+    assert_eq!((sent, s.len()), (1000, 0));
+    assert!(s.queues.len() <= ties::MAX_SUB_QUEUES / 2 + 1);
+    // There is room again for a name of its own.
+    s.add(&named("new".into()), entry(2000, 0, 0), T0);
+    let names = s.queues.iter().filter_map(|(_, q)| q.key.lane.as_deref());
+    assert!(names.into_iter().any(|name| name == "new"));
+}
+
+#[test]
+fn sites_and_lanes_without_mail_are_forgotten() {
+    let mut s = Scheduler::new(bounds());
+    for message in 0..30_000 {
+        let domain = format!("d{message}.test");
+        let k = key("a", &domain, TrafficClass::Transactional);
+        s.add(&k, entry(message, 0, 0), T0);
+        for work in drain(&mut s, T0) {
+            finish(&mut s, work, Contact::Reached, T0);
+        }
+    }
+    let most = 2 * 2 * (IDLE_QUEUES + 1) + 4096 + 2;
+    assert!(s.queues.len() <= IDLE_QUEUES);
+    assert!(s.sites.len() + s.lanes.len() <= most);
+    assert_eq!(s.sites.len(), s.site_of.len());
+    assert_eq!(s.lanes.len(), s.lane_of.len());
+}
+
+#[test]
+fn a_lane_is_not_forgotten_while_its_rate_holds_it_back() {
+    let mut s = Scheduler::new(bounds());
+    let k = key("a", "x.test", TrafficClass::Bulk);
+    s.add(&k, entry(1, 0, 0), T0);
+    assert!(drain(&mut s, T0).is_empty());
+    let lanes = s.lanes_to_plan(T0);
+    let rate = Some(Rate {
+        messages: 1,
+        per_ms: 10_000,
+    });
+    let limits = Limits {
+        rate,
+        ..Limits::default()
+    };
+    s.planned(lanes[0].0, Some(LanePlan { limits, wake: None }), None, T0);
+    let work = drain(&mut s, T0).remove(0);
+    let queue = work.queue;
+    finish(&mut s, work, Contact::Reached, T0);
+    s.remove_queue(queue);
+    s.forget_idle(T0);
+    assert_eq!((s.sites.len(), s.lanes.len()), (0, 1));
+    s.forget_idle(T0.plus(Duration::from_secs(10)));
+    assert_eq!(s.lanes.len(), 0);
 }
 
 #[test]

@@ -29,6 +29,8 @@ enum Step {
     Pick(u8),
     Hold(bool),
     LiftAll,
+    Forget,
+    Drop(usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -54,6 +56,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (0..4u8).prop_map(Step::Pick),
         1 => any::<bool>().prop_map(Step::Hold),
         1 => Just(Step::LiftAll),
+        2 => Just(Step::Forget),
+        2 => (0..16usize).prop_map(Step::Drop),
     ];
     prop::collection::vec(step, 1..120)
 }
@@ -223,6 +227,16 @@ impl Books {
                     self.s.lift(lifted(measure, None), now);
                 }
             }
+            Step::Forget => self.s.forget_idle(now),
+            // As where there are many others.
+            Step::Drop(at) => {
+                if let Some(at) = self.s.queue_of.get(&queue(at)).copied() {
+                    let q = &self.s.queues[at as usize];
+                    if q.entries == 0 && q.in_flight == 0 && q.status == Status::Idle {
+                        self.s.remove_queue(at);
+                    }
+                }
+            }
             Step::Resolved { .. }
             | Step::Finished { .. }
             | Step::Settled { .. }
@@ -237,14 +251,24 @@ impl Books {
             let out = self.works.iter().filter(|w| w.tenant == *tenant).count();
             assert_eq!(s.busy[*at as usize], out, "tenant {tenant}");
         }
+        assert_eq!(s.resolving, self.resolving.len());
+        assert_eq!(s.sites.len(), s.site_of.len());
+        assert_eq!(s.lanes.len(), s.lane_of.len());
         for (at, site) in &s.sites {
+            let key = (site.relay.clone(), site.name.clone());
+            assert_eq!(s.site_of.get(&key), Some(&(at as u32)));
+            let tied = s.queues.iter().filter(|(_, q)| q.site == Some(at as u32));
+            assert_eq!(site.queues as usize, tied.count(), "tied to {}", site.name);
             let out = self.works.iter().filter(|w| w.site_at as usize == at);
             assert_eq!(site.in_flight as usize, out.count(), "site {}", site.name);
         }
         for (at, lane) in &s.lanes {
+            assert_eq!(s.lane_of.get(&lane.key), Some(&(at as u32)));
             let out = self.works.iter().filter(|w| w.lane_at as usize == at);
             assert_eq!(lane.in_flight as usize, out.count(), "lane {:?}", lane.key);
             let tied = s.queues.iter().filter(|(_, q)| q.lane == Some(at as u32));
+            let queues = tied.clone().count();
+            assert_eq!(lane.queues as usize, queues, "tied to {:?}", lane.key);
             let entries: u32 = tied.map(|(_, q)| q.entries).sum();
             assert_eq!(lane.backlog, entries, "backlog of {:?}", lane.key);
         }
@@ -272,7 +296,10 @@ impl Books {
                                     .is_some_and(|l| l.in_flight > 0 || l.limits.connections == 0)
                         }
                         WaitReason::Rate => lane.is_some_and(|l| !l.planned),
-                        WaitReason::Dns => self.resolving.contains(&(at as u32)),
+                        WaitReason::Dns => {
+                            self.resolving.contains(&(at as u32))
+                                || s.to_resolve.iter().any(|ring| ring.contains(at as u32))
+                        }
                         WaitReason::Held => !s.measures.is_empty(),
                         _ => false,
                     };
