@@ -28,6 +28,8 @@ pub struct Crash {
     doubtful: Mutex<Option<Call>>,
     /// Fails until it is mended.
     broken: Mutex<Option<Call>>,
+    /// Waits until it is let go.
+    held: Mutex<Option<Call>>,
     /// As of a database server: a failure is not for good.
     recovers: AtomicBool,
 }
@@ -71,6 +73,11 @@ impl Crash {
     pub fn fail(&self, call: Option<Call>) {
         self.recovers.store(true, Ordering::Relaxed);
         *lock(&self.broken) = call;
+    }
+
+    /// Calls of this name wait until the next such order.
+    pub fn hold(&self, call: Option<Call>) {
+        *lock(&self.held) = call;
     }
 
     pub fn disarm(&self) {
@@ -120,6 +127,9 @@ impl Crash {
             return Err(gone());
         }
         let due = self.due(name, writes);
+        while *lock(&self.held) == Some(name) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         if due == Some(false) {
             self.dead.store(true, Ordering::Relaxed);
             return Err(gone());

@@ -18,6 +18,7 @@ mod export;
 mod lifetimes;
 mod measures;
 mod notices;
+mod orders;
 mod parameters;
 mod passthrough;
 mod quotas;

@@ -105,7 +105,7 @@ impl Engine {
             ..Hop::nowhere(started)
         });
         for group in tickets.chunk_by(|a, b| a.id.message == b.id.message) {
-            let results = group
+            let results: Vec<Hand> = group
                 .iter()
                 .map(|ticket| Hand {
                     index: ticket.id.index,
@@ -114,7 +114,7 @@ impl Engine {
                 })
                 .collect();
             if let Some((carried, loaded)) = self.loaded(group).await {
-                self.record(&carried, group, loaded, results, Attempted::default());
+                self.record(&carried, group, loaded, &results, Attempted::default());
             }
         }
     }
@@ -190,6 +190,18 @@ impl Engine {
                 hand.outcome = rules.read(&work.site, hand.outcome.clone());
             }
         }
+        // Before it counts as ended: at the end of the process what is under way is waited for.
+        self.record(
+            &carried,
+            &work.tickets,
+            loaded,
+            &results,
+            Attempted {
+                retry_after: &work.retry_after,
+                site: Some(&work.site),
+                shaper: work.temporary.as_ref().and_then(|t| t.policy.as_deref()),
+            },
+        );
         let now = self.now();
         let alarm = {
             let mut scheduler = self.schedule();
@@ -199,17 +211,6 @@ impl Engine {
         if alarm {
             self.alarm.notify_one();
         }
-        self.record(
-            &carried,
-            &work.tickets,
-            loaded,
-            results,
-            Attempted {
-                retry_after: &work.retry_after,
-                site: Some(&work.site),
-                shaper: work.temporary.as_ref().and_then(|t| t.policy.as_deref()),
-            },
-        );
     }
 
     fn job(&self, work: &Work, carried: &Carried, loaded: &[Loaded]) -> Result<Job, Fault> {
@@ -284,7 +285,7 @@ impl Engine {
         carried: &Carried,
         tickets: &[Ticket],
         loaded: Vec<Loaded>,
-        results: Vec<Hand>,
+        results: &[Hand],
         how: Attempted<'_>,
     ) {
         let now = self.now();

@@ -1,6 +1,7 @@
 //! What operators do to the queue while it runs.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use tidegate_mail::event::Detail;
 use tidegate_mail::recipient::{Input, LastAttempt, step};
@@ -78,24 +79,51 @@ impl Engine {
     }
 
     /// Takes recipients out of the queue; the log says by whom and why. What is in
-    /// flight is left alone. Returns how many.
+    /// flight is left alone. Returns how many, once that is stored.
     pub async fn cancel(&self, query: QueueQuery, by: &str, why: &str) -> StoreResult<u64> {
-        let tickets = self.schedule().pick(&query);
         let facts = vec![
             ("by".to_owned(), by.to_owned()),
             ("why".to_owned(), why.to_owned()),
         ];
-        let count = self
-            .apply(tickets, || Input::Cancelled, Some(facts))
-            .await?;
-        add(&self.counters.cancelled, count);
-        Ok(count)
+        self.see_through(|engine| async move {
+            let tickets = engine.schedule().pick(&query);
+            let count = engine
+                .apply(tickets, || Input::Cancelled, Some(facts))
+                .await?;
+            add(&engine.counters.cancelled, count);
+            Ok(count)
+        })
+        .await
     }
 
-    /// Makes recipients due now. Returns how many.
+    /// Makes recipients due now. Returns how many, once that is stored.
     pub async fn retry(&self, query: QueueQuery) -> StoreResult<u64> {
-        let tickets = self.schedule().pick(&query);
-        self.apply(tickets, || Input::Retry, None).await
+        self.see_through(|engine| async move {
+            let tickets = engine.schedule().pick(&query);
+            engine.apply(tickets, || Input::Retry, None).await
+        })
+        .await
+    }
+
+    /// Does what a person ordered to its end, though who ordered it may be gone before: an HTTP
+    /// client that hangs up leaves no recipient taken out of the schedule, and nothing stored
+    /// that is not in force.
+    pub(super) async fn see_through<T, W>(&self, work: impl FnOnce(Arc<Engine>) -> W) -> T
+    where
+        T: Send + 'static,
+        W: Future<Output = T> + Send + 'static,
+    {
+        let Some(me) = self.me.upgrade() else {
+            unreachable!("an engine is made within its Arc, and who calls holds it")
+        };
+        match tokio::spawn(work(me)).await {
+            Ok(done) => done,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime is at its end, and with it who waits.
+                Err(_) => std::future::pending().await,
+            },
+        }
     }
 
     async fn apply(
@@ -105,7 +133,7 @@ impl Engine {
         cancelled: Option<Vec<(String, String)>>,
     ) -> StoreResult<u64> {
         tickets.sort_unstable_by_key(|t| t.id);
-        let mut count = 0;
+        let mut stored = Vec::new();
         let mut groups = tickets.chunk_by(|a, b| a.id.message == b.id.message);
         while let Some(group) = groups.next() {
             let (carried, loaded) = match self.load(group[0].id.message, group).await {
@@ -142,14 +170,13 @@ impl Engine {
                                 ..Detail::default()
                             },
                         });
-                        self.enter(*ticket, before, state, events.collect());
-                        count += 1;
+                        stored.push(self.enter_told(*ticket, before, state, events.collect()));
                     }
                     Err(illegal) => self.refuse_transition(*ticket, before, &illegal, now),
                 }
             }
         }
-        Ok(count)
+        self.until_stored(stored).await
     }
 
     /// Tickets whose rows could not be read wait a little and are looked at again.

@@ -28,14 +28,17 @@ impl Engine {
 
     /// Puts a person's measure in force; it survives a restart.
     pub async fn put_measure(&self, measure: Measure) -> StoreResult<()> {
-        let _one_at_a_time = self.measures.lock().await;
-        let store = &self.parts.store;
-        store
-            .change_measures(vec![measure.clone()], Vec::new())
-            .await?;
-        self.schedule().add_measure(measure);
-        self.look_again();
-        Ok(())
+        self.see_through(|engine| async move {
+            let _one_at_a_time = engine.measures.lock().await;
+            let store = &engine.parts.store;
+            store
+                .change_measures(vec![measure.clone()], Vec::new())
+                .await?;
+            engine.schedule().add_measure(measure);
+            engine.look_again();
+            Ok(())
+        })
+        .await
     }
 
     /// Lifts a measure, whoever took it; `None` if there is none of that id in force. One of
@@ -48,6 +51,18 @@ impl Engine {
         why: &str,
         until: Option<Timestamp>,
     ) -> StoreResult<Option<Measure>> {
+        let (id, by, why) = (id.to_owned(), by.to_owned(), why.to_owned());
+        self.see_through(|engine| async move { engine.lift_now(&id, by, why, until).await })
+            .await
+    }
+
+    async fn lift_now(
+        &self,
+        id: &str,
+        by: String,
+        why: String,
+        until: Option<Timestamp>,
+    ) -> StoreResult<Option<Measure>> {
         let _one_at_a_time = self.measures.lock().await;
         let now = self.now();
         let found = self.schedule().measure(id).cloned();
@@ -57,8 +72,8 @@ impl Engine {
         let left = measure.until.unwrap_or(now).max(now.plus(LEAST_OVERRIDE));
         measure.lifted = Some(Lifted {
             at: now,
-            by: by.to_owned(),
-            why: why.to_owned(),
+            by,
+            why,
             until: (measure.by == Setter::Policy).then(|| until.unwrap_or(left)),
         });
         let store = &self.parts.store;

@@ -23,7 +23,7 @@ impl Engine {
         self.running.store(true, Ordering::Relaxed);
         let mut background = tokio::task::JoinSet::new();
         let me = self.clone();
-        background.spawn(async move { me.keep_ledger().await });
+        let ledger = tokio::spawn(async move { me.keep_ledger().await });
         let me = self.clone();
         background.spawn(async move { me.keep_notifying().await });
         let me = self.clone();
@@ -50,6 +50,9 @@ impl Engine {
             }
         }
         background.shutdown().await;
+        self.ledger.close();
+        let _ = ledger.await;
+        // What ended after its time, and what the task that is gone can't take any more.
         while !self.ledger.is_empty() && self.settle_pending().await {}
         // What can't be paid now is on its row and is found at the next start.
         let _ = self.pay_debts().await;
@@ -99,11 +102,11 @@ impl Engine {
             Err(error) => tracing::warn!(%error, "the sweep failed"),
         }
         self.sweep_measures(keep_from).await;
+        let now = self.now();
+        self.schedule().forget_places(now);
     }
 
     /// Does what is due at `now`, to the end, and returns the next instant of interest.
-        let now = self.now();
-        self.schedule().forget_places(now);
     /// The simulation's way to drive the engine instead of [`Engine::run`]; its clock says
     /// `now` as well.
     pub async fn run_due(&self, now: Timestamp) -> Timestamp {

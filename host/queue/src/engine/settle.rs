@@ -3,17 +3,18 @@
 //! A settlement that the store could not take is offered again until it does: the outcome
 //! of an attempt is never forgotten while the process lives. Until then no attempt is begun,
 //! since what it leads to could not be written down either, and would be made twice.
+//! The ledger's task is therefore never cut short: at the end it is told to finish.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tidegate_mail::{Event, Owes, RecipientState, State};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::flight::Loaded;
 use super::{Engine, delay_at};
-use crate::ports::{Settlement, StoreError};
+use crate::ports::{Settlement, StoreError, StoreResult};
 use crate::schedule::{Next, Ticket};
 
 /// Settlements in one call of the store.
@@ -23,15 +24,40 @@ const MAX_BATCH: usize = 1000;
 pub(super) struct Ledger {
     pending: Mutex<Vec<Entry>>,
     pub filled: Notify,
+    closing: AtomicBool,
+    /// Cuts the pause before the next try short.
+    closed: Notify,
 }
 
 struct Entry {
     settlement: Settlement,
     ticket: Ticket,
     next: Next,
+    /// For who waits until it is stored, or could not be.
+    told: Option<Told>,
+}
+
+type Told = oneshot::Sender<StoreResult<()>>;
+
+/// A new state on its way to the store, for who waits for it.
+pub(super) type Stored = oneshot::Receiver<StoreResult<()>>;
+
+/// Those who wait need not any longer: the entries are offered again without them.
+fn tell(entries: &mut [Entry], error: &StoreError) {
+    for told in entries.iter_mut().filter_map(|e| e.told.take()) {
+        // Nobody may be there any more.
+        let _ = told.send(Err(error.clone()));
+    }
 }
 
 impl Ledger {
+    /// The task ends once what is there is stored, or can't be.
+    pub fn close(&self) {
+        self.closing.store(true, Ordering::Relaxed);
+        self.filled.notify_one();
+        self.closed.notify_one();
+    }
+
     fn take(&self) -> Vec<Entry> {
         let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
         if pending.len() <= MAX_BATCH {
@@ -60,6 +86,30 @@ impl Engine {
     /// Enters a recipient's new state; the ticket returns to the schedule once it is committed.
     pub(super) fn enter(
         &self,
+        ticket: Ticket,
+        before: &Loaded,
+        state: RecipientState,
+        events: Vec<Event>,
+    ) {
+        self.enter_for(None, ticket, before, state, events);
+    }
+
+    /// The same for who waits until it is stored.
+    pub(super) fn enter_told(
+        &self,
+        ticket: Ticket,
+        before: &Loaded,
+        state: RecipientState,
+        events: Vec<Event>,
+    ) -> Stored {
+        let (told, stored) = oneshot::channel();
+        self.enter_for(Some(told), ticket, before, state, events);
+        stored
+    }
+
+    fn enter_for(
+        &self,
+        told: Option<Told>,
         ticket: Ticket,
         before: &Loaded,
         state: RecipientState,
@@ -93,6 +143,7 @@ impl Engine {
                 settlement,
                 ticket,
                 next,
+                told,
             });
         self.ledger.filled.notify_one();
     }
@@ -108,7 +159,7 @@ impl Engine {
         taken
     }
 
-    async fn offer(&self, entries: Vec<Entry>) -> bool {
+    async fn offer(&self, mut entries: Vec<Entry>) -> bool {
         let settlements = entries.iter().map(|e| e.settlement.clone()).collect();
         match self.parts.store.settle(settlements).await {
             Ok(()) => {
@@ -116,6 +167,7 @@ impl Engine {
                 true
             }
             Err(StoreError::Fenced(shard)) => {
+                tell(&mut entries, &StoreError::Fenced(shard));
                 // Another gateway owns these recipients now and makes its own attempts.
                 tracing::warn!(shard, "settlements refused: the shard has a new owner");
                 let now = self.now();
@@ -137,6 +189,7 @@ impl Engine {
                 true
             }
             Err(StoreError::Conflict(why)) => {
+                tell(&mut entries, &StoreError::Conflict(why.clone()));
                 // Its commit broke off and was reported as failed, and stands all the same: the
                 // recipient has left the queue.
                 let now = self.now();
@@ -149,6 +202,7 @@ impl Engine {
             Err(error) => {
                 tracing::error!(%error, waiting = entries.len(), "results of attempts could not be stored; trying again");
                 self.note_store_error(&error);
+                tell(&mut entries, &error);
                 self.ledger.give_back(entries);
                 false
             }
@@ -160,6 +214,9 @@ impl Engine {
         let alarm = {
             let mut scheduler = self.schedule();
             for entry in entries {
+                if let Some(told) = entry.told {
+                    let _ = told.send(Ok(()));
+                }
                 let state = &entry.settlement.state;
                 let owes = state.owes != Owes::None;
                 let message = entry.settlement.id.message;
@@ -185,17 +242,46 @@ impl Engine {
         }
     }
 
-    /// Serves the ledger until the engine stops and it is empty.
+    /// Serves the ledger until it is closed.
     pub(super) async fn keep_ledger(&self) {
+        let closing = || self.ledger.closing.load(Ordering::Relaxed);
         loop {
             self.ledger.filled.notified().await;
             while !self.ledger.is_empty() {
                 if !self.settle_pending().await {
+                    if closing() {
+                        return;
+                    }
                     let again = self.now().plus(Duration::from_secs(1));
-                    self.parts.clock.sleep_until(again).await;
+                    tokio::select! {
+                        () = self.parts.clock.sleep_until(again) => {}
+                        () = self.ledger.closed.notified() => {}
+                    }
                 }
                 self.kick();
             }
+            if closing() {
+                return;
+            }
         }
+    }
+
+    /// Whether these are stored; what was on record already, and so is as it was, counts as not.
+    /// An error: of some that is not known, and they are offered to the store again.
+    pub(super) async fn until_stored(&self, stored: Vec<Stored>) -> StoreResult<u64> {
+        if !self.running.load(Ordering::Relaxed) {
+            // Nobody else serves the ledger.
+            while !self.ledger.is_empty() && self.settle_pending().await {}
+        }
+        let mut count = 0;
+        for stored in stored {
+            match stored.await {
+                Ok(Ok(())) => count += 1,
+                Ok(Err(StoreError::Conflict(_))) => {}
+                Ok(Err(error)) => return Err(error),
+                Err(_) => return Err(StoreError::Failed("the gateway is stopping".to_owned())),
+            }
+        }
+        Ok(count)
     }
 }
