@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tidegate_mail::{Enhanced, EventKind, Notify, Reply, Timestamp};
+use tidegate_mail::{Enhanced, EventKind, Notify, Reply, Timestamp, TrafficClass};
 use tidegate_queue::route::{Action, AfterFailure, Managed, Occasion, Question, Routing};
 use tidegate_queue::shape::{LaneState, Plan};
 use tidegate_queue::*;
@@ -22,7 +22,7 @@ const KINDS: [&str; 8] = [
 ];
 
 /// Routes by the recipient's local part; asked again after a failed passthrough, "relay"
-/// becomes managed, "harder" is refused and "later" deferred.
+/// becomes managed, "bulk" too as bulk mail, "harder" is refused and "later" deferred.
 struct ByKind;
 
 impl ByKind {
@@ -37,8 +37,12 @@ impl ByKind {
             ("refused", _) => Action::Refuse(reply(550, "refused by the policy")),
             ("own" | "good", _) => own(AfterFailure::GiveUp),
             ("notify", _) => own(AfterFailure::GiveUpAndNotify),
-            ("relay" | "harder" | "later", false) => own(AfterFailure::ManagedRelay),
+            ("relay" | "harder" | "later" | "bulk", false) => own(AfterFailure::ManagedRelay),
             ("harder", true) => Action::Refuse(reply(554, "refused after all")),
+            ("bulk", true) => Action::Managed(Managed {
+                class: TrafficClass::Bulk,
+                ..Managed::default()
+            }),
             ("later", true) => Action::Defer(reply(451, "later after all")),
             _ => Action::Managed(Managed::default()),
         }
@@ -220,6 +224,32 @@ async fn after_a_failed_passthrough_the_policy_is_asked_again_and_nothing_of_it_
         words.contains("refused after all"),
         "the policy's answer is ours"
     );
+}
+
+#[tokio::test]
+async fn what_a_failed_passthrough_makes_bulk_is_suspended_too() {
+    let scenario = Scenario::with(Settings::default(), Arc::new(ByKind)).await;
+    scenario.suspend_bulk();
+    scenario
+        .world
+        .set("own-server.test", Manner::TakesOnly("good"));
+    let refusal = (550, Some(Enhanced::new(5, 7, 1)));
+    let bulk = ("bulk@x.test", Notify::Absent);
+    let (_, reply) = scenario.submit(mail(&[bulk])).await;
+    assert_eq!((reply.code, reply.enhanced), refusal, "{reply}");
+    assert!(reply.text.contains("bulk mail"), "{reply}");
+
+    // Beside what was taken it is a notice.
+    let (_, reply) = scenario
+        .submit(mail(&[bulk, ("good@y.test", Notify::Absent)]))
+        .await;
+    assert_eq!(reply.code, 250, "{reply}");
+    scenario.pass(HOUR).await;
+    assert_eq!(copies(&scenario, "good@y.test"), 1);
+    assert_eq!(copies(&scenario, "bulk@x.test"), 0);
+    let told = notices(&scenario);
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0].0.recipients[0].status, Some(Enhanced::new(5, 7, 1)));
 }
 
 #[tokio::test]

@@ -84,10 +84,7 @@ impl Engine {
         }
         let now = self.now();
         let class = self.class_of(&submission);
-        let directory = self.parts.directory.load_full();
-        let bulk_suspended = directory
-            .tenant(&submission.tenant)
-            .is_some_and(|t| t.bulk_suspended);
+        let bulk_suspended = self.bulk_is_suspended(&submission.tenant);
         if class == TrafficClass::Bulk && bulk_suspended {
             return (self.bulk_suspended(), false);
         }
@@ -144,13 +141,14 @@ impl Engine {
         (self.make_durable(submission, draft, sorted).await, true)
     }
 
+    pub(super) fn bulk_is_suspended(&self, tenant: &str) -> bool {
+        let directory = self.parts.directory.load();
+        directory.tenant(tenant).is_some_and(|t| t.bulk_suspended)
+    }
+
     fn bulk_suspended(&self) -> Reply {
         add(&self.counters.refused_messages, 1);
-        Reply::new(
-            550,
-            Enhanced::new(5, 7, 1),
-            "bulk mail of this tenant is suspended; other mail is not concerned",
-        )
+        bulk_refusal()
     }
 
     fn class_of(&self, submission: &Submission) -> TrafficClass {
@@ -517,6 +515,14 @@ fn sort(routing: &Routing, recipients: usize) -> Result<Sorted, Reply> {
         }
     }
     Ok(sorted)
+}
+
+pub(super) fn bulk_refusal() -> Reply {
+    Reply::new(
+        550,
+        Enhanced::new(5, 7, 1),
+        "bulk mail of this tenant is suspended; other mail is not concerned",
+    )
 }
 
 /// The 4xx for a message that could not be stored.

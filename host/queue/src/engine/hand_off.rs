@@ -9,9 +9,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use tidegate_mail::{Enhanced, Event, EventKind, Fault, Outcome, Reply, Stage, Timestamp, Verdict};
+use tidegate_mail::{
+    Enhanced, Event, EventKind, Fault, Outcome, Reply, Stage, Timestamp, TrafficClass, Verdict,
+};
 
-use super::accept::{Draft, Sorted};
+use super::accept::{Draft, Sorted, bulk_refusal};
 use super::{Engine, add};
 use crate::intake::Submission;
 use crate::ports::*;
@@ -175,8 +177,14 @@ impl Engine {
             draft.routing.fallback.get_or_insert_with(|| why.clone());
         }
         let mut deferred = None;
+        let suspended = self.bulk_is_suspended(&submission.tenant);
         for (at, (index, outcome)) in again.iter().enumerate() {
             let outcome = match routing.action(at) {
+                Action::Managed(managed)
+                    if suspended && draft.class.max(managed.class) == TrafficClass::Bulk =>
+                {
+                    Outcome::from_reply(Stage::Local, bulk_refusal())
+                }
                 Action::Managed(managed) => {
                     sorted.managed.push((*index, managed.clone()));
                     continue;
