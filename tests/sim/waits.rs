@@ -335,6 +335,38 @@ async fn a_policy_may_shorten_the_promise_and_never_stretch_it() {
 }
 
 #[tokio::test]
+async fn a_policy_may_have_a_delay_told_earlier_and_never_later() {
+    let two = 2 * 3600;
+    for (operator, asked, granted) in [
+        (Some(4 * 3600), two, Some(two)),
+        (Some(4 * 3600), 10 * 3600, Some(4 * 3600)),
+        (None, two, None),
+    ] {
+        let policy = Steady {
+            managed: Managed {
+                delay_notice_secs: Some(asked),
+                ..Managed::default()
+            },
+            ..Steady::default()
+        };
+        let mut settings = Settings::default();
+        settings.ceilings.delay_notice_secs = operator;
+        let scenario = Scenario::with(settings, Arc::new(policy)).await;
+        scenario.world.set("x.test", Manner::Greylist(NEVER));
+        let (id, _) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+        scenario.pass(HOUR * 12).await;
+        let log = events(&scenario, id).await;
+        let told = times(&log, EventKind::DelayNotified);
+        match granted {
+            Some(secs) => assert!(on_time(&told, Duration::from_secs(secs.into())), "{told:?}"),
+            None => assert!(told.is_empty(), "{told:?}"),
+        }
+        let promise = log.iter().find_map(|e| e.detail.promise.clone());
+        assert_eq!(promise.and_then(|p| p.delay_notice_secs), granted);
+    }
+}
+
+#[tokio::test]
 async fn a_plan_may_give_another_schedule() {
     let policy = shaped(Limits {
         retry_after: vec![30, 90],

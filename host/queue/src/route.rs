@@ -42,7 +42,7 @@ pub struct Managed {
     pub priority: i8,
     pub not_before: Option<Timestamp>,
     pub expire_after_secs: Option<u32>,
-    /// `Some(0)`: never.
+    /// `Some(0)`: never. No later than the operator's, and none where the operator has none.
     pub delay_notice_secs: Option<u32>,
 }
 
@@ -123,7 +123,7 @@ impl Ceilings {
             .map_or(self.lifetime_secs, |s| s.clamp(1, self.lifetime_secs));
         let delay_notice_secs = match answer.delay_notice_secs {
             Some(0) => None,
-            Some(secs) => Some(secs),
+            Some(secs) => self.delay_notice_secs.map(|most| secs.min(most)),
             None => self.delay_notice_secs,
         };
         Promise {
