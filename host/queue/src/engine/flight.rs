@@ -108,7 +108,8 @@ impl Flights {
         );
     }
 
-    /// The recipients of those tickets if all are here; they are then no longer.
+    /// The recipients of those tickets, if all are here. Those that are here are then no longer:
+    /// where some are not, all are read from the store, and what is here would be older than that.
     fn claim(&self, message: MessageId, tickets: &[Ticket]) -> Option<(Arc<Carried>, Vec<Loaded>)> {
         let mut inner = self.lock();
         let fresh = inner.messages.get_mut(&message)?;
@@ -124,8 +125,9 @@ impl Flights {
         } else {
             let mut found = Vec::with_capacity(tickets.len());
             for ticket in tickets {
-                let at = fresh.recipients.iter().position(|r| r.id == ticket.id)?;
-                found.push(fresh.recipients.swap_remove(at));
+                if let Some(at) = fresh.recipients.iter().position(|r| r.id == ticket.id) {
+                    found.push(fresh.recipients.swap_remove(at));
+                }
             }
             found
         };
@@ -134,7 +136,7 @@ impl Flights {
             inner.messages.remove(&message);
             inner.bytes -= bytes;
         }
-        Some((carried, found))
+        (found.len() == tickets.len()).then_some((carried, found))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -283,6 +285,35 @@ mod tests {
         assert_eq!(kept[9], MessageId::from_i64(id(1006)));
         let bytes: usize = flights.lock().messages.values().map(|m| m.bytes).sum();
         assert_eq!(flights.lock().bytes, bytes);
+    }
+
+    #[test]
+    fn what_was_read_from_the_store_is_kept_here_no_longer() {
+        let flights = Flights::new(1024 * 1024);
+        let mut scheduler = crate::schedule::Scheduler::new(crate::schedule::Bounds {
+            max_deliveries: 1,
+            max_resolutions: 1,
+            max_site_connections: 1,
+            default_limits: Default::default(),
+            site_backoff: Default::default(),
+        });
+        let (carried, loaded) = message(1, 3);
+        let id = carried.id;
+        let tickets: Vec<Ticket> = loaded
+            .iter()
+            .map(|l| {
+                let key = crate::engine::queue_key(&"a".into(), &"x.test".into(), &l.promise);
+                let entry = crate::engine::new_entry(l.id, &l.state, &l.promise);
+                scheduler.add_taken(&key, entry)
+            })
+            .collect();
+        flights.keep(carried, loaded, &Bytes::from_static(b"short"));
+        assert!(flights.claim(id, &tickets[..1]).is_some());
+        // The first has been tried, and comes together with the others: from the store.
+        assert!(flights.claim(id, &tickets).is_none());
+        assert!(flights.claim(id, &tickets[1..]).is_none(), "they are older");
+        let inner = flights.lock();
+        assert_eq!((inner.messages.len(), inner.bytes), (0, 0));
     }
 
     #[test]
