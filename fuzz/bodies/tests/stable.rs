@@ -58,6 +58,9 @@ fn mixes(seeds: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
         b"\xc3\xa9",
         b"\xe2\x80\xa8",
         b"\xc2\x85",
+        b"\xc2\xa0",
+        b"\n ",
+        b"\n\xc2\xa0",
     ])
     .prop_map(<[u8]>::to_vec);
     let tail = vec(

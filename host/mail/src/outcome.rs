@@ -1,7 +1,7 @@
 //! What became of one recipient in one attempt.
 //!
 //! A refusal by the peer is data, not an error: it carries the stage, the whole
-//! reply and our reading of it (`../docs/semantics.md`).
+//! reply and our reading of it (`docs/semantics.md`).
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

@@ -168,7 +168,9 @@ impl<'a> Facts<'a> {
         };
         let (host, diagnosis) = match said {
             // A routing policy's refusal is no server's reply.
-            Some((reply, _)) if outcome.stage == Stage::Local => (None, Diagnosis::Refusal(reply)),
+            Some((reply, _)) if outcome.stage == Stage::Local && outcome.reply.is_some() => {
+                (None, Diagnosis::Refusal(reply))
+            }
             Some((reply, host)) => (host, Diagnosis::Smtp(reply)),
             None => {
                 let fault = outcome.fault.unwrap_or(Fault::Expired);

@@ -497,6 +497,37 @@ fn headers_are_cut_at_a_field() {
 }
 
 #[test]
+fn at_the_end_of_the_lifetime_a_server_s_words_are_the_server_s() {
+    let greylisted = reply(450, "4.2.1", "greylisted, come back in 5 minutes");
+    let ours = Outcome::from_fault(Stage::Local, Fault::RelayUnavailable);
+    let state = after(&[(0, "mx.slow.example", greylisted), (48 * 3600, "", ours)]);
+    let case = Case::new(Kind::Failure, vec![(to("bob@slow.example"), state)]);
+    let report = parse(&case.compose()).unwrap();
+    let bob = &report.recipients[0];
+    let diagnostic = bob.diagnostic.as_ref().unwrap();
+    assert_eq!(diagnostic.kind, "smtp");
+    assert_eq!(
+        diagnostic.text,
+        "450 4.2.1 greylisted, come back in 5 minutes"
+    );
+    assert_eq!(bob.remote_mta.as_deref(), Some("mx.slow.example"));
+    assert_eq!(bob.status, Some(Enhanced::new(4, 4, 7)));
+}
+
+#[test]
+fn an_international_recipient_gets_a_global_report_whoever_wrote_to_it() {
+    let recipient = (
+        to("用户@example.com"),
+        after(&[(1, "mx", reply(550, "5.1.1", "no such user"))]),
+    );
+    let case = Case::new(Kind::Failure, vec![recipient]);
+    assert!(!case.sender.is_international());
+    let text = String::from_utf8(case.compose()).unwrap();
+    assert!(text.contains("message/global-delivery-status"));
+    assert!(text.contains("Final-Recipient: utf-8; 用户@example.com\r\n"));
+}
+
+#[test]
 fn an_ascii_return_path_gets_ascii_forms() {
     let mut rcpt = to("ann@example.com");
     rcpt.original = Some(OriginalRecipient::parse_orcpt(r"utf-8;\x{FC}nn@example.com").unwrap());

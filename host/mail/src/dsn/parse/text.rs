@@ -228,7 +228,9 @@ fn original(parts: &[Part<'_>], below: &[Line<'_>]) -> Option<HeaderBlock> {
     let margin = below[from].indent;
     for line in &below[from..] {
         if !line.is_empty() {
-            text.push_str(&line.text[margin.min(line.indent)..]);
+            // Blanks may be of several octets, and another kind in each line.
+            let own = line.text.get(margin.min(line.indent)..);
+            text.push_str(own.unwrap_or_else(|| line.text.trim_start()));
             text.push('\n');
         }
     }

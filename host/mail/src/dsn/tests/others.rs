@@ -57,6 +57,17 @@ UmVwb3J0aW5nLU1UQTogbXgKRmluYWwtUmVjaXBpZW50OiA8YUBiPgpTdGF0dXM6IDUuMi4yIChmdWxs
     }
 }
 
+#[test]
+fn an_original_indented_with_blanks_of_several_octets_is_read() {
+    for blank in ["\u{a0}", "\u{2003}", "\u{2028}", "\t", ""] {
+        let text = format!(
+            "From: mailer-daemon@x\r\n\r\nbob@example.com\r\n\r\nBelow this line is a copy of the message.\r\n\r\n Received: by a\r\n{blank}Message-ID: <1@x>\r\n"
+        );
+        let report = parse(text.as_bytes()).unwrap();
+        assert_eq!(report.message_id.as_deref(), Some("1@x"), "{blank:?}");
+    }
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_parsed(bytes in proptest::collection::vec(prop_oneof![
