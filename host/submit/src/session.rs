@@ -249,8 +249,10 @@ impl Session {
         let end = memchr(b'\n', input);
         if end.map_or(input.len(), |at| at + 1) > limit {
             self.phase = Phase::Skip;
+            // RFC 4954 s. 6 has a code of its own for an exchange that is too long.
+            let detail = if long { 6 } else { 2 };
             return self.error(&format!(
-                "500 5.5.2 the line is longer than {} bytes",
+                "500 5.5.{detail} the line is longer than {} bytes",
                 limit - 2
             ));
         }
