@@ -1,5 +1,7 @@
-//! The reader of a peer's replies.
+//! The readers of a peer's replies: the one that the client lives by, which finds the end and
+//! the code, and the one that keeps the words.
 
+use tidegate_mail::reply::frame::{self, Frame, Framer};
 use tidegate_mail::reply::{BadReply, ReplyReader};
 use tidegate_mail::{Outcome, Reply, Stage, Verdict};
 
@@ -9,7 +11,8 @@ use crate::input::Input;
 ///
 /// Invariants: any split gives the same replies and the same error; a reply takes nothing of what
 /// follows it; codes and texts are within their limits and free of controls and of what reorders
-/// text; the class of the code decides; sent on to a client, a reply is one reply with its code.
+/// text; the class of the code decides; sent on to a client, a reply is one reply with its code. What
+/// the framer takes for a reply is what the reader reads, and any split gives the same frames.
 pub fn reply(bytes: &[u8]) {
     let mut input = Input::new(bytes);
     let size = usize::from(input.byte() % 32) + 1;
@@ -22,11 +25,53 @@ pub fn reply(bytes: &[u8]) {
     for reply in &whole {
         check(reply);
     }
+    framed(server, size, &whole, error.is_some());
     // The first reply, alone, is read from the bytes it took and no more.
     if let Ok((used, Some(first))) = ReplyReader::new().feed(server) {
         assert_eq!(server[used - 1], b'\n');
         let again = ReplyReader::new().feed(&server[..used]);
         assert_eq!(again, Ok((used, Some(first))));
+    }
+}
+
+fn framed(server: &[u8], size: usize, replies: &[Reply], bad: bool) {
+    let frames = frames(server, server.len());
+    assert_eq!(frames, self::frames(server, size));
+    let mut at = 0;
+    for (n, frame) in frames.0.iter().enumerate() {
+        let reply = replies.get(n).expect("a frame is a reply");
+        assert_eq!(frame.code, reply.code);
+        let read = ReplyReader::new().feed(&server[at..]);
+        assert_eq!(read, Ok((frame.len, Some(reply.clone()))));
+        // The keywords of EHLO are looked for in these.
+        for line in frame::lines(&server[at..at + frame.len]) {
+            assert!(!line.contains(&b'\n'));
+        }
+        at += frame.len;
+    }
+    // It gives up sooner, and never where the reader has another reply, but on long ones.
+    if frames.0.len() < replies.len() {
+        assert!(frames.1 && server.len() > 64 * 1024);
+    }
+    assert!(frames.1 || !bad, "read as garbage, framed as none");
+}
+
+/// The frames, and whether the rest is garbage.
+fn frames(server: &[u8], size: usize) -> (Vec<Frame>, bool) {
+    let mut framer = Framer::default();
+    let mut frames = Vec::new();
+    let (mut start, mut end) = (0, 0);
+    loop {
+        match framer.find(&server[start..end]) {
+            Ok(Some(frame)) => {
+                start += frame.len;
+                assert!(start <= end);
+                frames.push(frame);
+            }
+            Ok(None) if end == server.len() => return (frames, false),
+            Ok(None) => end = server.len().min(end + size.max(1)),
+            Err(frame::Garbled) => return (frames, true),
+        }
     }
 }
 

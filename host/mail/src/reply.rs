@@ -2,8 +2,10 @@
 //!
 //! [`ReplyReader`] turns a peer's bytes into a [`Reply`]: bounded, lenient where real
 //! servers need it, and never past the end of one reply, so that pipelined replies are read
-//! one after another and nothing behind the reply to STARTTLS is swallowed.
+//! one after another and nothing behind the reply to STARTTLS is swallowed. [`frame`] finds where
+//! a reply ends and its code, for those who need no more of it.
 
+pub mod frame;
 mod read;
 
 pub use read::{BadReply, ReplyReader};

@@ -13,7 +13,6 @@ mod capabilities;
 mod command;
 mod delivery;
 mod fitness;
-mod frame;
 mod memory;
 mod pool;
 mod protection;

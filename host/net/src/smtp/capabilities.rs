@@ -1,6 +1,6 @@
 //! What a peer announces in its reply to EHLO.
 
-use super::frame;
+use tidegate_mail::reply::frame;
 
 /// The extensions the client makes use of.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -94,7 +94,8 @@ impl Pool {
     }
 
     /// Lays a connection to rest, or takes leave of it if there is no room.
-    pub fn put(self: &Arc<Self>, key: Key, identity: Identity, session: Session) {
+    pub fn put(self: &Arc<Self>, key: Key, identity: Identity, mut session: Session) {
+        session.wire.shrink();
         let mut shelf = self.shelf();
         if shelf.count >= self.max {
             drop(shelf);

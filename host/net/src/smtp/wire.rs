@@ -13,14 +13,15 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tidegate_mail::reply::ReplyReader;
+use tidegate_mail::reply::frame::{self, Frame, Framer};
 use tidegate_mail::{Fault, Outcome, Reply, Stage};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 
-use super::frame::{self, Frame, Framer};
-
 /// Unread bytes of a peer kept at most: replies to a pipelined batch of recipients.
 const MAX_UNREAD: usize = 512 * 1024;
+/// Room that a connection at rest keeps for itself, in each direction.
+const REST_SIZE: usize = 16 * 1024;
 /// Room for one read.
 const READ_SIZE: usize = 2048;
 
@@ -105,6 +106,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     /// Whether the peer has said something nobody asked for.
     pub fn has_unread(&self) -> bool {
         self.unread < self.input.len()
+    }
+
+    /// Gives back the room that a long exchange took, for the time that nothing is said.
+    pub fn shrink(&mut self) {
+        if !self.has_unread() {
+            self.input.clear();
+            (self.unread, self.last) = (0, (0, 0, 0));
+        }
+        self.input.shrink_to(REST_SIZE);
+        self.output.shrink_to(REST_SIZE);
     }
 
     /// A look without waiting: an idle peer has neither spoken nor closed.
@@ -349,6 +360,36 @@ mod tests {
         assert!(wire.is_idle().await);
         drop(wire);
         assert_eq!(peer.await.unwrap(), 500 * 25);
+    }
+
+    #[tokio::test]
+    async fn a_connection_at_rest_keeps_little() {
+        let (ours, mut theirs) = tokio::io::duplex(1 << 20);
+        let mut wire = Wire::new(ours);
+        for _ in 0..5000 {
+            wire.output
+                .extend_from_slice(b"RCPT TO:<a@example.org>\r\n");
+        }
+        wire.flush(LIMIT).await.unwrap();
+        theirs
+            .write_all(&b"250 2.1.5 ok\r\n".repeat(10_000))
+            .await
+            .unwrap();
+        for _ in 0..10_000 {
+            assert_eq!(wire.read(LIMIT).await.unwrap(), 250);
+            wire.take_in().await.unwrap();
+        }
+        assert!(wire.output.capacity() > REST_SIZE && wire.input.capacity() > REST_SIZE);
+        wire.shrink();
+        assert!(wire.output.capacity() <= REST_SIZE && wire.input.capacity() <= REST_SIZE);
+        theirs.write_all(b"421 bye\r\n").await.unwrap();
+        assert_eq!(wire.read(LIMIT).await.unwrap(), 421);
+        assert_eq!(wire.reply().text, "bye");
+        // What is unread stays.
+        theirs.write_all(b"250 one\r\n").await.unwrap();
+        wire.take_in().await.unwrap();
+        wire.shrink();
+        assert_eq!(wire.read(LIMIT).await.unwrap(), 250);
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! Finds the end of a reply in the bytes of a peer (RFC 5321 s. 4.2).
 //!
 //! Most replies are positive and looked at for their code only, so they are measured, not
-//! copied; who wants to keep one reads the frame with [`tidegate_mail::reply::ReplyReader`],
+//! copied; who wants to keep one reads the frame with [`ReplyReader`](super::ReplyReader),
 //! whose leniency is followed here: a bare LF ends a line, the separator may be missing, inside
 //! a reply a line may lack its code, and the code of the last line counts. Bounded as well, and
 //! sooner: what can't become a reply is not waited for.
@@ -86,10 +86,9 @@ pub fn lines(frame: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-    use tidegate_mail::reply::ReplyReader;
-
+    use super::super::ReplyReader;
     use super::*;
+    use proptest::prelude::*;
 
     fn find(bytes: &[u8]) -> Result<Option<Frame>, Garbled> {
         Framer::default().find(bytes)
