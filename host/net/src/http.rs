@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -17,12 +18,15 @@ use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::smtp::{TlsSetupError, TrustAnchors, roots};
 
-/// Addresses of a host that are tried.
-const MAX_TRIES: usize = 3;
+/// Addresses of a host that are tried, each for a quarter of the time that there is: where one
+/// family does not work, as IPv6 that leads nowhere, the other is reached, and the last quarter is
+/// left for the exchange.
+const MAX_TRIES: u32 = 3;
 
 /// TLS for HTTP: verified, always.
 pub(crate) fn connector(anchors: &TrustAnchors) -> Result<TlsConnector, TlsSetupError> {
@@ -48,19 +52,23 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    /// Connects to the first of these addresses that takes it; `tls`: none for plain HTTP. The
-    /// error is for people.
+    /// Connects to the first of these addresses that takes it; `tls`: none for plain HTTP;
+    /// `limit`: for all that the connection is wanted for. The error is for people.
     pub async fn open(
         tls: Option<&TlsConnector>,
         host: &str,
         peers: impl IntoIterator<Item = SocketAddr>,
+        limit: Duration,
     ) -> Result<Self, String> {
         let mut last = format!("{host} has no address");
-        for peer in peers.into_iter().take(MAX_TRIES) {
-            match Connection::at(tls, host, peer).await {
-                Ok(connection) => return Ok(connection),
-                Err(reason) => last = format!("{host} [{peer}]: {reason}"),
-            }
+        for peer in peers.into_iter().take(MAX_TRIES as usize) {
+            let connecting = Connection::at(tls, host, peer);
+            let reason = match timeout(limit / (MAX_TRIES + 1), connecting).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(reason)) => reason,
+                Err(_) => "no connection in time".to_owned(),
+            };
+            last = format!("{host} [{peer}]: {reason}");
         }
         Err(last)
     }

@@ -240,7 +240,7 @@ impl DnsResolver {
     async fn destination(&self, domain: &str) -> Result<(Destination, Duration), Outcome> {
         if let Some(literal) = address::literal(domain) {
             let ip = literal.map_err(|()| no_such_domain("not an address literal"))?;
-            if !self.config.allow_private && !address::is_public(ip) {
+            if !address::is_allowed(ip, self.config.allow_private) {
                 return Err(Outcome::from_fault(Stage::Dns, Fault::ForbiddenAddress));
             }
             let host = MxHost::new(domain, 0, vec![ip]);
@@ -418,11 +418,17 @@ async fn look_at(
     }
 }
 
-/// DANE where it applies, else the domain's MTA-STS policy (RFC 8461 s. 2).
+/// DANE where it applies, else the domain's MTA-STS policy (RFC 8461 s. 2). TLSA records of which
+/// none can be used demand less than a policy in force, and don't take its place.
 fn demanded(dane: Protection, policy: Option<&Policy>, listed: bool) -> Protection {
     match (dane, policy.map(|p| p.mode)) {
-        (Protection::Opportunistic, Some(Mode::Enforce)) if listed => Protection::Sts,
-        (Protection::Opportunistic, Some(Mode::Enforce)) => Protection::StsMismatch,
+        (Protection::Opportunistic | Protection::Encrypted, Some(Mode::Enforce)) => {
+            if listed {
+                Protection::Sts
+            } else {
+                Protection::StsMismatch
+            }
+        }
         (Protection::Opportunistic, Some(Mode::Testing)) => Protection::StsTesting { listed },
         (dane, _) => dane,
     }

@@ -19,6 +19,11 @@ pub fn is_foreign(address: IpAddr) -> bool {
     is_public(address) && !is_of_this_machine(address)
 }
 
+/// Whether mail may be sent there, however the address was found: by name or as a literal.
+pub fn is_allowed(address: IpAddr, private: bool) -> bool {
+    private || is_foreign(address)
+}
+
 /// Whether the address is one of this machine's own: the kernel would call it from that very
 /// address. Connecting a datagram socket asks it, and sends nothing.
 pub fn is_of_this_machine(address: IpAddr) -> bool {
@@ -140,7 +145,9 @@ mod tests {
             "0.0.0.0",
             "::",
         ] {
-            assert!(is_of_this_machine(own.parse().unwrap()), "{own}");
+            let own = own.parse().unwrap();
+            assert!(is_of_this_machine(own), "{own}");
+            assert!(!is_allowed(own, false) && is_allowed(own, true), "{own}");
         }
         for other in ["192.0.2.1", "8.8.8.8", "2001:db8::1"] {
             assert!(!is_of_this_machine(other.parse().unwrap()), "{other}");
@@ -148,7 +155,8 @@ mod tests {
         // The address that this machine calls others from, whatever it is, is its own.
         let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
         if socket.connect("192.0.2.1:9").is_ok() {
-            assert!(is_of_this_machine(socket.local_addr().unwrap().ip()));
+            let own = socket.local_addr().unwrap().ip();
+            assert!(is_of_this_machine(own) && !is_allowed(own, false), "{own}");
         }
     }
 

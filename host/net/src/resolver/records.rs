@@ -162,7 +162,7 @@ pub(crate) async fn addresses(
                     .filter_map(|r| r.data.ip_addr())
                     .collect();
                 let before = all.len();
-                all.retain(|ip| allow_private || address::is_foreign(*ip));
+                all.retain(|ip| address::is_allowed(*ip, allow_private));
                 result.forbidden |= all.len() < before;
                 all
             }

@@ -104,7 +104,8 @@ impl HttpSink {
         let peers = usable
             .into_iter()
             .map(|ip| SocketAddr::new(ip, target.port));
-        Connection::open(target.tls.then_some(&self.tls), &target.host, peers).await
+        let tls = target.tls.then_some(&self.tls);
+        Connection::open(tls, &target.host, peers, self.config.timeout).await
     }
 
     fn request(

@@ -48,6 +48,17 @@ pub async fn parameters<'j>(
         if from_international {
             return Err(Unfit::Message(local(Fault::SmtpUtf8Unsupported)));
         }
+        if job.smtputf8 {
+            // RFC 6531 s. 3.2: header fields as RFC 6532 has them go to nobody else either.
+            match has_ascii_header(&*job.content).await {
+                Ok(true) => {}
+                Ok(false) => return Err(Unfit::Message(local(Fault::SmtpUtf8Unsupported))),
+                Err(detail) => {
+                    let outcome = local(Fault::ContentUnreadable).with_detail(detail);
+                    return Err(Unfit::Message(outcome));
+                }
+            }
+        }
         for (slot, to) in outcomes.iter_mut().zip(&job.recipients) {
             if slot.is_none() && international(&to.recipient.address) {
                 *slot = Some(local(Fault::SmtpUtf8Unsupported));
@@ -81,6 +92,29 @@ pub async fn parameters<'j>(
         ret: job.ret.filter(|_| caps.dsn),
         envid: job.envid.as_deref().filter(|_| caps.dsn),
     })
+}
+
+/// Whether all is ASCII until the empty line.
+async fn has_ascii_header(content: &dyn ContentReader) -> Result<bool, String> {
+    let mut offset = 0;
+    // How much of CRLF CRLF was just read; the content begins behind a line end.
+    let mut end = 2;
+    while offset < content.size() {
+        let block = body::block(content, offset).await?;
+        for byte in &block {
+            end = match (end, byte) {
+                (_, 0x80..) => return Ok(false),
+                (0 | 2, b'\r') | (1 | 3, b'\n') => end + 1,
+                (_, b'\r') => 1,
+                _ => 0,
+            };
+            if end == 4 {
+                return Ok(true);
+            }
+        }
+        offset += block.len() as u64;
+    }
+    Ok(true)
 }
 
 async fn is_seven_bit(content: &dyn ContentReader) -> Result<bool, String> {

@@ -36,7 +36,8 @@ pub(super) async fn fetch(
         }
         let at = |ip| SocketAddr::new(ip, sts.config.port);
         let peers = found.usable.into_iter().map(at);
-        let connection = Connection::open(Some(&sts.tls), &host, peers).await?;
+        let limit = sts.config.timeout;
+        let connection = Connection::open(Some(&sts.tls), &host, peers, limit).await?;
         get(&host, connection).await
     };
     match tokio::time::timeout(sts.config.timeout, fetching).await {

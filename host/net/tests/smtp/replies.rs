@@ -1,8 +1,10 @@
 //! The reply table of the semantics, within a transaction.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_mail::{Address, Notify, OriginalRecipient, Ret};
+use bytes::Bytes;
+use tidegate_mail::{Address, BodyType, Notify, OriginalRecipient, Ret};
 use tidegate_queue::ports::Contact;
 
 use crate::common::peer::{Do, Peer, Turn};
@@ -472,6 +474,38 @@ async fn international_addresses_need_smtputf8() {
     let done = deliver(&smtp(config(with.port())), mixed()).await;
     assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"; 2]);
     assert!(with.commands()[1].ends_with("> SMTPUTF8"));
+}
+
+#[tokio::test]
+async fn international_headers_need_smtputf8_and_international_bodies_do_not() {
+    let long = format!("X-Long: {}\r\n", "x".repeat(100_000));
+    for (content, fits) in [
+        ("Subject: hi\r\n\r\nGrüße\r\n".to_owned(), true),
+        ("\r\nGrüße\r\n".to_owned(), true),
+        ("Subject: Grüße\r\n\r\nHello.\r\n".to_owned(), false),
+        (format!("{long}Subject: hi\r\n\r\nGrüße\r\n"), true),
+        (format!("{long}Subject: Grüße\r\n\r\nHi.\r\n"), false),
+    ] {
+        for offered in [false, true] {
+            let peer = Peer::start(move |t| {
+                (t.is("EHLO") && offered)
+                    .then_some(Do::Say("250-peer.example\n250-8BITMIME\n250 SMTPUTF8"))
+            })
+            .await;
+            let mut job = job(&["a@x.example"]);
+            job.smtputf8 = true;
+            job.body = BodyType::EightBitMime;
+            job.content = Arc::new(Bytes::from(content.clone()));
+            let done = deliver(&smtp(config(peer.port())), job).await;
+            if fits || offered {
+                assert_eq!(summary(&done), ["Delivered dot 2.0.0 250"]);
+            } else {
+                let expected = "Permanent local 5.6.7 SmtpUtf8Unsupported";
+                assert_eq!(summary(&done), [expected]);
+                assert_eq!(peer.count("MAIL"), 0);
+            }
+        }
+    }
 }
 
 #[tokio::test]

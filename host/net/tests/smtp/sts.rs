@@ -431,6 +431,60 @@ async fn dane_goes_before_mta_sts() {
 }
 
 #[tokio::test]
+async fn tlsa_records_that_nobody_can_use_do_not_switch_an_enforced_policy_off() {
+    let ca = Ca::new();
+    let elsewhere = "version: STSv1\nmode: enforce\nmx: other.example\nmax_age: 86400\n";
+    let untrusted = "Temporary starttls 4.7.5 TlsUntrusted";
+    let mismatch = "Temporary local 4.7.5 StsMismatch";
+    for (shown, policy, expected) in [
+        (
+            ca.issue(&["a.mx.example"], false),
+            POLICY,
+            [DELIVERED, "mta-sts", "mta-sts"],
+        ),
+        (
+            Shown::alone(&["a.mx.example"], false),
+            POLICY,
+            [untrusted, "clear", "mta-sts"],
+        ),
+        (
+            ca.issue(&["a.mx.example"], false),
+            elsewhere,
+            [mismatch, "clear", "mta-sts"],
+        ),
+    ] {
+        let peer = peer(&shown).await;
+        let rig = Rig::start(&ca, peer.port()).await;
+        rig.https.serves(policy);
+        // Usage 1 is not for mail (RFC 7672 s. 3.1.3).
+        rig.net
+            .dns
+            .secure("example")
+            .tlsa("a.mx.example", peer.port(), [1, 1, 1], &[7; 32]);
+        assert_eq!(rig.send().await, expected);
+    }
+}
+
+#[tokio::test]
+async fn a_policy_host_whose_first_address_is_silent_is_asked_at_the_next() {
+    let ca = Ca::new();
+    let peer = peer(&ca.issue(&["a.mx.example"], false)).await;
+    let rig = Rig::start(&ca, peer.port()).await;
+    rig.https.serves(POLICY);
+    let port = rig.https.address.port();
+    // Takes connections and says nothing.
+    let silent = std::net::TcpListener::bind(("127.0.0.4", port)).unwrap();
+    rig.net.dns.forget("mta-sts.d.example", RecordType::A);
+    rig.net
+        .dns
+        .ip("mta-sts.d.example", "127.0.0.4")
+        .ip("mta-sts.d.example", "127.0.0.1");
+    assert_eq!(rig.send().await, [DELIVERED, "mta-sts", "mta-sts"]);
+    silent.set_nonblocking(true).unwrap();
+    assert!(silent.accept().is_ok(), "it was asked first");
+}
+
+#[tokio::test]
 async fn two_domains_on_one_host_keep_their_own_policies() {
     let ca = Ca::new();
     let peer = peer(&ca.issue(&["a.mx.example"], false)).await;
