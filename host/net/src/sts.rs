@@ -4,7 +4,8 @@
 //! Invariants: a policy that was fetched stays in force until its `max_age` is over, whatever
 //! becomes of the record or of later fetches, unless a newer one takes its place; of a
 //! domain whose policy can't be fetched it is tried at most every five minutes; what is
-//! kept is bounded, and the policies fetched longest ago give way. Knows nothing of SMTP.
+//! kept is bounded, and the heavy ones give way first, then those fetched longest ago. Knows
+//! nothing of SMTP.
 
 mod fetch;
 mod saved;
@@ -59,6 +60,10 @@ const TRY_AGAIN: Duration = Duration::from_secs(300);
 
 /// A policy is fetched anew at the half of its time, and every day.
 const REFRESH: Duration = Duration::from_secs(24 * 3600);
+
+/// Octets beyond which a policy is a heavy one, far more than any that is meant well. Whoever has
+/// the gateway fetch many of those pushes out his own and not everybody's.
+const HEAVY: usize = 8 * 1024;
 
 struct Kept {
     /// Of the record that announced the policy.
@@ -279,8 +284,10 @@ impl Sts {
         }
         kept.retain(|_, k| k.in_force(now).is_some());
         while !kept.is_empty() && held(kept) + more > self.config.memory {
-            let oldest = kept.iter().min_by_key(|(_, k)| k.fetched);
-            if let Some(domain) = oldest.map(|(domain, _)| domain.clone()) {
+            let first = kept
+                .iter()
+                .min_by_key(|(_, k)| (k.weight() <= HEAVY, k.fetched));
+            if let Some(domain) = first.map(|(domain, _)| domain.clone()) {
                 kept.remove(&domain);
             }
         }
@@ -308,13 +315,17 @@ mod tests {
     }
 
     fn keep(sts: &Sts, domain: &str, fetched: Timestamp, max_age: u64) {
+        keep_of(sts, domain, fetched, max_age, &["mx.example"]);
+    }
+
+    fn keep_of(sts: &Sts, domain: &str, fetched: Timestamp, max_age: u64, mx: &[&str]) {
         let max_age = Duration::from_secs(max_age);
         let new = Kept {
             id: "1".to_owned(),
             policy: Some(Arc::new(Policy {
                 mode: Mode::Enforce,
                 max_age,
-                mx: vec!["mx.example".to_owned()],
+                mx: mx.iter().map(|host| (*host).to_owned()).collect(),
             })),
             fetched,
             until: fetched.plus(max_age),
@@ -376,5 +387,24 @@ mod tests {
         assert!(kept.values().map(Kept::weight).sum::<usize>() <= 2000);
         assert!(kept.contains_key("d19.example") && !kept.contains_key("d0.example"));
         assert!(kept.len() > 3, "{}", kept.len());
+    }
+
+    #[test]
+    fn heavy_policies_push_out_no_others() {
+        let sts = sts(100_000);
+        let start = OsClock.now();
+        for n in 0..200 {
+            keep(&sts, &format!("d{n}.example"), start, 1000);
+        }
+        let many = vec!["a-host-of-somebody-s.example"; 300];
+        for n in 0..100 {
+            let at = start.plus(Duration::from_secs(n));
+            keep_of(&sts, &format!("h{n}.example"), at, 1000, &many);
+        }
+        let kept = sts.kept();
+        let light = kept.values().filter(|k| k.weight() <= HEAVY).count();
+        assert_eq!(light, 200);
+        assert!(kept.contains_key("h99.example") && !kept.contains_key("h0.example"));
+        assert!(kept.values().map(Kept::weight).sum::<usize>() <= 100_000);
     }
 }

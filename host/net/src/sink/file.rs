@@ -157,16 +157,20 @@ impl Writer {
             name.push(format!(".{n}"));
             PathBuf::from(name)
         };
-        for n in (1..self.config.keep).rev() {
-            match std::fs::rename(numbered(n), numbered(n + 1)) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+        // A rotation that failed half-way goes on where it ended: what has moved does not move again.
+        if self.path.try_exists()? {
+            let mut free = 1;
+            while free < self.config.keep && numbered(free).try_exists()? {
+                free += 1;
             }
-        }
-        if self.config.keep > 0 {
-            std::fs::rename(&self.path, numbered(1))?;
-        } else {
-            std::fs::remove_file(&self.path)?;
+            for n in (1..free).rev() {
+                std::fs::rename(numbered(n), numbered(n + 1))?;
+            }
+            if self.config.keep > 0 {
+                std::fs::rename(&self.path, numbered(1))?;
+            } else {
+                std::fs::remove_file(&self.path)?;
+            }
         }
         (self.file, self.len) = open_whole(&self.path)?;
         sync_dir(&self.config.dir)
@@ -264,6 +268,39 @@ mod tests {
         assert_eq!(read(&out.join("log.jsonl.1")), "{4}{4}\n");
         assert_eq!(read(&out.join("log.jsonl.2")), "{3}{3}\n");
         assert!(!out.join("log.jsonl.3").exists());
+    }
+
+    #[tokio::test]
+    async fn a_rotation_that_failed_half_way_goes_on_and_destroys_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut config = FileSinkConfig::new(dir.path(), "log");
+        (config.max_bytes, config.keep) = (12, 3);
+        let sink = FileSink::open(config).unwrap();
+        let path = dir.path().join("log.jsonl");
+        let numbered = |n: u32| dir.path().join(format!("log.jsonl.{n}"));
+        for body in ["{1}{1}\n", "{2}{2}\n", "{3}{3}\n"] {
+            sink.deliver(batch(&[body])).await.unwrap();
+        }
+        // The numbered files had moved, and then the current one could not.
+        std::fs::rename(numbered(2), numbered(3)).unwrap();
+        std::fs::rename(numbered(1), numbered(2)).unwrap();
+        sink.deliver(batch(&["{4}{4}\n"])).await.unwrap();
+        let kept = |n: u32| read(&numbered(n));
+        assert_eq!(
+            [kept(3), kept(2), kept(1)],
+            ["{1}{1}\n", "{2}{2}\n", "{3}{3}\n"]
+        );
+        // The current one had moved as well, and a new one could not be opened.
+        std::fs::remove_file(numbered(3)).unwrap();
+        for (from, to) in [(numbered(2), numbered(3)), (numbered(1), numbered(2))] {
+            std::fs::rename(from, to).unwrap();
+        }
+        std::fs::rename(&path, numbered(1)).unwrap();
+        sink.deliver(batch(&["{5}{5}\n"])).await.unwrap();
+        assert_eq!(
+            [kept(3), kept(2), kept(1), read(&path)],
+            ["{2}{2}\n", "{3}{3}\n", "{4}{4}\n", "{5}{5}\n"]
+        );
     }
 
     #[tokio::test]
