@@ -16,8 +16,8 @@ use super::records::{Addresses, Found, records, remaining};
 /// TLSA records of one host that are read.
 const MAX_RECORDS: usize = 32;
 
-/// For a host with secure or insecure addresses, and how long the answer holds. `secure_mx`: the
-/// MX records are secure, or there are none; `domain`: the recipient's.
+/// For a host with secure or insecure addresses, and how long the answer holds. To be asked only
+/// where the MX records are secure, or there are none; `domain`: the recipient's.
 pub(super) async fn protection(
     dns: &Dns,
     host: &Name,

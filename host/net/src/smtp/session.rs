@@ -313,9 +313,8 @@ impl Opening<'_> {
         user: &str,
         password: &str,
     ) -> Result<(), Outcome> {
-        let in_clear = self.info.is_none();
-        let allowed = self.call.tls == TlsMode::None || self.call.peer.ip().is_loopback();
-        if in_clear && !allowed {
+        let protected = self.info.is_some();
+        if !may_authenticate(protected, self.call.tls, self.call.peer.ip()) {
             return Err(Outcome::from_fault(Stage::Auth, Fault::TlsRequired)
                 .with_detail("credentials are not sent in clear"));
         }
@@ -358,6 +357,12 @@ impl Opening<'_> {
         };
         spoken.map_err(|lost| lost.outcome(Stage::Auth))
     }
+}
+
+/// Whether credentials may go out: under TLS, where the configuration says that there is none,
+/// or to this machine.
+fn may_authenticate(protected: bool, mode: TlsMode, peer: IpAddr) -> bool {
+    protected || mode == TlsMode::None || peer.is_loopback()
 }
 
 impl Session {
@@ -420,5 +425,25 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         both!(self, stream => Pin::new(stream).poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_not_sent_in_clear_to_others() {
+        use TlsMode::{Implicit, None, Opportunistic, StartTls};
+        let may =
+            |protected, mode, peer: &str| may_authenticate(protected, mode, peer.parse().unwrap());
+        for mode in [None, Opportunistic, StartTls, Implicit] {
+            assert!(may(true, mode, "192.0.2.1"), "{mode:?}");
+            assert!(may(false, mode, "127.0.0.1"), "{mode:?}");
+            assert!(may(false, mode, "::1"), "{mode:?}");
+            for other in ["192.0.2.1", "10.0.0.1", "2001:db8::1"] {
+                assert_eq!(may(false, mode, other), mode == None, "{mode:?} {other}");
+            }
+        }
     }
 }

@@ -28,7 +28,7 @@ const MAX_WAITING: usize = 256;
 #[derive(Clone, Copy, Debug)]
 pub struct AuthConfig {
     /// Password hashes computed at the same time; each takes some 20 ms of a core and
-    /// 19 MiB.
+    /// 7 MiB.
     pub checks: usize,
     /// How long a right password is remembered; zero: not at all.
     pub remember: Duration,

@@ -455,8 +455,7 @@ async fn endpoints_are_resolved_and_authenticated_to() {
 }
 
 #[tokio::test]
-async fn credentials_are_not_sent_in_clear_to_others() {
-    // Loopback and `tls = "none"` are the exceptions; this is the first.
+async fn credentials_go_in_clear_to_loopback_but_where_tls_is_required() {
     let peer = Peer::start(|t| match t {
         t if t.is("EHLO") => Some(Do::Say("250-peer.example\n250 AUTH PLAIN")),
         t if t.is("AUTH") => Some(Do::Say("235 ok")),
