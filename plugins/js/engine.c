@@ -51,13 +51,19 @@ static value v_item(value list, tg_u32 at) {
     return JS_UNDEFINED;
 }
 
-/* As String() has it. */
+/* As String() has it. Half of a surrogate pair, which `slice` leaves of an emoji, is no character
+ * and would be no UTF-8: U+FFFD, which is as long. (The bytes are a copy where not all are ASCII.) */
 static int v_to_text(value v, tg_text *t) {
     size_t len = 0;
-    const char *at = JS_ToCStringLen(ctx, &len, v);
+    char *at = (char *)JS_ToCStringLen(ctx, &len, v);
     *t = (tg_text){ at, (tg_u32)len };
-    if (!at) JS_GetException(ctx);
-    return at != 0;
+    if (!at) {
+        JS_GetException(ctx);
+        return 0;
+    }
+    for (char *c = at; (c = memchr(c, 0xed, (size_t)(at + len - c))); c += 3)
+        if ((tg_u8)c[1] >= 0xa0) memcpy(c, "\xef\xbf\xbd", 3);
+    return 1;
 }
 
 static int v_to_number(value v, double *n) {
@@ -68,7 +74,8 @@ static int v_to_number(value v, double *n) {
 
 static tg_u32 v_length(value list) {
     double n = 0;
-    return v_to_number(v_get(list, "length"), &n) && n >= 0 && n <= 1000000 ? (tg_u32)n : 0;
+    /* Far more than a list of an answer may have. */
+    return v_to_number(v_get(list, "length"), &n) && n >= 0 ? (tg_u32)(n < 1000000 ? n : 1000000) : 0;
 }
 
 static inline int v_pairs(value object, tg_facts *pairs) {
@@ -122,12 +129,10 @@ static int v_ask(const char *name, int argc, value *argv, value *answer) {
 /* ---- setup ---- */
 
 static JSValue console_log(JSContext *c, JSValueConst this, int argc, JSValueConst *argv, int level) {
-    (void)this;
+    (void)c, (void)this;
     for (int n = 0; n < argc; n++) {
-        size_t len;
-        const char *at = JS_ToCStringLen(c, &len, argv[n]);
-        if (at) tg_log((tg_u32)level, (tg_text){ at, (tg_u32)len });
-        JS_FreeCString(c, at);
+        tg_text words;
+        if (v_to_text(argv[n], &words)) tg_log((tg_u32)level, words);
     }
     return JS_UNDEFINED;
 }

@@ -248,5 +248,6 @@ static bool json_dumps(int argc, py_Ref argv) {
     }
     if (!json_write(&w, &argv[0])) return false;
     *py_retval() = v_text((tg_text){ (const char *)w.to.at, w.to.len });
+    free(w.to.at);
     return true;
 }

@@ -86,6 +86,9 @@ static int number_of(value object, const char *name, double least, double most, 
     return number_out(v_get(object, name), name, least, most, n);
 }
 
+/* More than any answer may have: 10,000 recipients and more. */
+#define LONGEST_LIST 100000
+
 /* A list that may be missing; its length. */
 static tg_u32 list_of(value object, const char *name, value *list) {
     *list = v_get(object, name);
@@ -96,7 +99,12 @@ static tg_u32 list_of(value object, const char *name, value *list) {
         wrong(words);
         return 0;
     }
-    return v_length(*list);
+    tg_u32 len = v_length(*list);
+    if (len <= LONGEST_LIST) return len;
+    char words[120];
+    snprintf(words, sizeof words, "%s: too long a list", name);
+    wrong(words);
+    return 0;
 }
 
 static tg_texts texts_of(value object, const char *name) {

@@ -13,7 +13,10 @@ use tidegate_queue::route::{Action, Routing};
 const JS: &str = r#"
 const kept = [];
 function deep(n) { return 1 + deep(n + 1); }
-export function init() { return { name: "hostile", version: "1" }; }
+export function init() {
+  console.log("there is no log yet");
+  return { name: "hostile", version: "1" };
+}
 export function decide({ sender }) {
   switch (sender.split("@")[0]) {
     case "loop": for (;;) {}
@@ -24,6 +27,12 @@ export function decide({ sender }) {
     case "later": throw { temporary: "the table is being rebuilt" };
     case "answer": return { managed: { class: "urgent" } };
     case "nothing": return;
+    case "many": { const splits = []; splits.length = 2000000; return { otherwise: "managed", splits }; }
+    case "half": {
+      const half = "\u{1f331}".slice(0, 1);
+      console.log(half);
+      return { otherwise: "managed", tags: { seed: `Gr\u00fc\ud7ff${half}` } };
+    }
     case "keep": kept.push(1); return { otherwise: "managed", tags: { kept: String(kept.length) } };
   }
 }
@@ -169,6 +178,10 @@ async fn a_hostile_script_in_javascript_is_contained() {
         &["an action is \"managed\" or an object"],
     )
     .await;
+    contained(&revision, "many", &["splits: too long a list"]).await;
+    let routing = asked(&revision, "half").await;
+    assert_eq!(routing.fallback, None, "half an emoji is no failure");
+    assert_eq!(routing.tags, [header("seed", "Gr\u{fc}\u{d7ff}\u{fffd}")]);
     starts_afresh(&revision).await;
 }
 
