@@ -269,7 +269,7 @@ fn splunk_takes_the_log_and_the_one_event_that_it_will_not_take_is_left_out() {
     customer.wait_for(5, SOON).unwrap();
     world
         .gateway
-        .policy("export/splunk", &wasm, "mail")
+        .policy("export/splunk", &wasm, r#"{"index":"mail"}"#)
         .unwrap();
 
     // The wrong secret: nothing is left out, and somebody is told why.

@@ -1,5 +1,5 @@
 //! Builds the policies under `plugins/` to core modules in `target/policies/`: the defaults, the
-//! Rust examples in `examples/`, and in `engines/` what runs policies in JavaScript and Python.
+//! examples in Rust in `examples/`, and in `engines/` what runs policies in JavaScript and Python.
 //!
 //! A Rust compiler for wasm32-unknown-unknown comes from, in this order: the target of the
 //! toolchain in use; rustup, which adds it; Debian's rustc-web with its source package, from
@@ -20,8 +20,18 @@ use anyhow::{Context, Result, bail};
 /// Packages of the plugin workspace that end up as `<name>.wasm`.
 pub const POLICIES: [&str; 3] = ["routing-default", "shaping-default", "export-jsonl"];
 
-/// Rust examples, below `plugins/examples/`.
-const EXAMPLES: [&str; 3] = ["own-server", "eu-only", "elastic-bulk"];
+/// For each of them the examples of its world in Rust, below `plugins/examples/`.
+const EXAMPLES: [&[&str]; 3] = [
+    &[
+        "campaign",
+        "eu-only",
+        "office-hours",
+        "own-server",
+        "sender-domain",
+    ],
+    &["warm-up"],
+    &["crm-webhook", "elastic-bulk", "splunk-hec"],
+];
 
 const TARGET: &str = "wasm32-unknown-unknown";
 const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
@@ -47,7 +57,11 @@ pub fn build(root: &Path) -> Result<Vec<PathBuf>> {
         .map(|name| out.join(format!("{name}.wasm")))
         .collect();
     let engines = engines::modules(&out);
-    let examples = EXAMPLES.map(|name| out.join(format!("examples/{name}.wasm")));
+    let examples: Vec<PathBuf> = EXAMPLES
+        .into_iter()
+        .flatten()
+        .map(|name| out.join(format!("examples/{name}.wasm")))
+        .collect();
     let stamp = out.join(".stamp");
     let sources = digest_of(root)?;
     if wasm
@@ -65,24 +79,38 @@ pub fn build(root: &Path) -> Result<Vec<PathBuf>> {
     }
     engines::build(root, &out)?;
     let toolchain = toolchain(root)?;
-    let packages = POLICIES.iter().chain(&EXAMPLES);
-    for (name, path) in packages.zip(wasm.iter().chain(&examples)) {
-        eprintln!("plugins: building {name}");
-        compile(root, &toolchain, name)?;
-        let built = root.join(format!(
-            "target/plugins/{TARGET}/release/{}.wasm",
-            name.replace('-', "_")
-        ));
-        // A reader of the old file keeps it whole.
-        let draft = path.with_extension("tmp");
-        fs::copy(&built, &draft)
-            .and_then(|_| fs::rename(&draft, path))
-            .with_context(|| format!("copy {} to {}", built.display(), path.display()))?;
-        let size = fs::metadata(path)?.len();
-        eprintln!("plugins: {} ({size} bytes)", path.display());
+    for (policy, examples) in POLICIES.into_iter().zip(EXAMPLES) {
+        // The guest library speaks for one world at a time.
+        let packages = [&[policy], examples].concat();
+        eprintln!("plugins: building {}", packages.join(", "));
+        compile(root, &toolchain, &packages)?;
+        for name in packages {
+            let path = if name == policy {
+                out.join(format!("{name}.wasm"))
+            } else {
+                out.join(format!("examples/{name}.wasm"))
+            };
+            install_policy(root, name, &path)?;
+        }
     }
     fs::write(&stamp, sources).with_context(|| format!("write {}", stamp.display()))?;
     Ok(wasm)
+}
+
+/// Puts what was compiled in its place.
+fn install_policy(root: &Path, name: &str, path: &Path) -> Result<()> {
+    let built = root.join(format!(
+        "target/plugins/{TARGET}/release/{}.wasm",
+        name.replace('-', "_")
+    ));
+    // A reader of the old file keeps it whole.
+    let draft = path.with_extension("tmp");
+    fs::copy(&built, &draft)
+        .and_then(|_| fs::rename(&draft, path))
+        .with_context(|| format!("copy {} to {}", built.display(), path.display()))?;
+    let size = fs::metadata(path)?.len();
+    eprintln!("plugins: {} ({size} bytes)", path.display());
+    Ok(())
 }
 
 /// A digest of everything the policies are made of.
@@ -247,7 +275,7 @@ fn install(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn compile(root: &Path, toolchain: &Toolchain, package: &str) -> Result<()> {
+fn compile(root: &Path, toolchain: &Toolchain, packages: &[&str]) -> Result<()> {
     let target_dir = root.join("target/plugins");
     let mut cargo = match toolchain {
         Toolchain::Installed => Command::new("cargo"),
@@ -272,7 +300,7 @@ fn compile(root: &Path, toolchain: &Toolchain, package: &str) -> Result<()> {
             "--target",
             TARGET,
         ])
-        .args(["--package", package])
+        .args(packages.iter().flat_map(|package| ["--package", package]))
         .arg("--target-dir")
         .arg(&target_dir)
         // In place, so that plugins/.cargo/config.toml applies.
@@ -291,9 +319,9 @@ fn compile(root: &Path, toolchain: &Toolchain, package: &str) -> Result<()> {
     }
     let status = cargo
         .status()
-        .with_context(|| format!("start cargo for {package}"))?;
+        .with_context(|| format!("start cargo for {}", packages.join(", ")))?;
     if !status.success() {
-        bail!("the policy {package} does not build; the compiler's messages are above");
+        bail!("a policy does not build; the compiler's messages are above");
     }
     Ok(())
 }

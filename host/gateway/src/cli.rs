@@ -10,6 +10,7 @@ mod export;
 mod log;
 mod policy;
 mod policy_build;
+mod policy_examples;
 mod policy_new;
 mod policy_test;
 mod queue;

@@ -182,16 +182,21 @@ fn what_a_test_can_not_do_is_told_with_its_remedy() {
 
 /// Begins a policy of that language and world; returns its directory.
 fn begin(dir: &Path, lang: &str, world: &str) -> PathBuf {
-    let name = format!("my-{world}");
+    begin_with(dir, lang, "--world", world)
+}
+
+fn begin_with(dir: &Path, lang: &str, option: &str, value: &str) -> PathBuf {
+    let name = format!("my-{value}");
     let made = tidegate(
         dir,
-        &["policy", "new", &name, "--lang", lang, "--world", world],
+        &["policy", "new", &name, "--lang", lang, option, value],
     );
     assert!(made.status.success(), "{}", told(&made));
     dir.join(name)
 }
 
-fn passes(project: &Path, wasm: &str, config: &str) {
+/// The report of a test in which nothing failed.
+fn passes(project: &Path, wasm: &str) -> String {
     let tested = tidegate(
         project,
         &[
@@ -199,7 +204,7 @@ fn passes(project: &Path, wasm: &str, config: &str) {
             "test",
             wasm,
             "--config",
-            config,
+            "config.json",
             "--messages",
             "messages",
         ],
@@ -207,6 +212,7 @@ fn passes(project: &Path, wasm: &str, config: &str) {
     let text = told(&tested);
     assert!(tested.status.success(), "{}: {text}", project.display());
     assert!(text.contains(" passed, 0 failed"), "{text}");
+    text
 }
 
 const WORLDS: [&str; 3] = ["routing", "shaping", "export"];
@@ -216,15 +222,66 @@ fn a_new_policy_in_c_builds_and_passes_its_test() {
     for world in WORLDS {
         let dir = scratch();
         let project = begin(dir.path(), "c", world);
-        let made = Command::new("make")
-            .arg("-s")
-            .current_dir(&project)
-            .output();
-        let made = made.expect("make, clang and lld are installed by `cargo xtask test`");
-        assert!(made.status.success(), "{}", told(&made));
-        assert_eq!(told(&made), "", "without a warning");
-        passes(&project, &format!("my-{world}.wasm"), "config.txt");
+        make(&project);
+        passes(&project, &format!("my-{world}.wasm"));
     }
+}
+
+fn make(project: &Path) {
+    let made = Command::new("make").arg("-s").current_dir(project).output();
+    let made = made.expect("make, clang and lld are installed by `cargo xtask test`");
+    assert!(made.status.success(), "{}", told(&made));
+    assert_eq!(told(&made), "", "without a warning");
+}
+
+#[test]
+fn a_policy_begun_with_an_example_builds_and_passes_its_test() {
+    for entry in std::fs::read_dir(plugins().join("examples")).unwrap() {
+        let example = entry.unwrap().file_name().into_string().unwrap();
+        let dir = scratch();
+        let project = begin_with(dir.path(), "c", "--example", &example);
+        make(&project);
+        let text = passes(&project, &format!("my-{example}.wasm"));
+        assert!(text.starts_with(&format!("my-{example} ")), "{text}");
+        let readme = std::fs::read_to_string(project.join("README.md")).unwrap();
+        assert!(readme.contains("| key | default |"), "{readme}");
+    }
+    // The other languages have the sources whose answers are compared elsewhere.
+    let example = plugins().join("examples/office-hours");
+    for (language, source) in [
+        ("rust", "src/lib.rs"),
+        ("js", "policy.js"),
+        ("python", "policy.py"),
+    ] {
+        let dir = scratch();
+        let project = begin_with(dir.path(), language, "--example", "office-hours");
+        let theirs = std::fs::read_to_string(example.join(source)).unwrap();
+        let ours = std::fs::read_to_string(project.join(source)).unwrap();
+        assert_eq!(
+            ours,
+            theirs.replace("\"office-hours\"", "\"my-office-hours\"")
+        );
+        for file in ["config.json", "messages/cases.jsonl"] {
+            let theirs = std::fs::read(example.join(file)).unwrap();
+            assert_eq!(std::fs::read(project.join(file)).unwrap(), theirs);
+        }
+    }
+    let dir = scratch();
+    let wrong = tidegate(
+        dir.path(),
+        &["policy", "new", "mine", "--lang", "c", "--example", "lunch"],
+    );
+    assert_eq!(wrong.status.code(), Some(2));
+    assert!(
+        told(&wrong).contains("own-server, eu-only"),
+        "{}",
+        told(&wrong)
+    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+fn plugins() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins")
 }
 
 /// A policy of each world in a language of scripts, begun, built and tested.
@@ -249,7 +306,7 @@ fn a_new_script_passes(language: &str, script: &str) {
             ],
         );
         assert!(made.status.success(), "{}", told(&made));
-        passes(&project, &wasm, "config.json");
+        passes(&project, &wasm);
     }
 }
 
@@ -315,7 +372,7 @@ fn a_new_policy_in_rust_builds_and_passes_its_test() {
             .unwrap();
         assert!(built.status.success(), "{}", told(&built));
         let wasm = target.join(format!("wasm32-unknown-unknown/release/my_{world}.wasm"));
-        passes(&project, &wasm.display().to_string(), "config.json");
+        passes(&project, &wasm.display().to_string());
     }
 }
 
@@ -331,98 +388,4 @@ fn a_name_or_place_that_will_not_do_changes_nothing() {
     assert_eq!(output.status.code(), Some(1));
     assert!(told(&output).contains("there already"));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-}
-
-fn plugins() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../plugins")
-}
-
-/// The examples of `plugins/examples`, each with the name of its configuration.
-fn examples() -> Vec<(PathBuf, &'static str)> {
-    std::fs::read_dir(plugins().join("examples"))
-        .unwrap()
-        .map(|entry| {
-            let example = entry.unwrap().path();
-            let config = ["config.json", "config.txt"]
-                .into_iter()
-                .find(|file| example.join(file).is_file())
-                .unwrap_or_else(|| panic!("{} has no configuration", example.display()));
-            (example, config)
-        })
-        .collect()
-}
-
-/// Each has cases with what is expected of them.
-#[test]
-fn every_example_builds_and_passes_its_test() {
-    let scratch = scratch();
-    let mut languages = std::collections::BTreeMap::new();
-    for (example, config) in examples() {
-        let name = example.file_name().unwrap().to_string_lossy().into_owned();
-        let wasm = scratch
-            .path()
-            .join(format!("{name}.wasm"))
-            .display()
-            .to_string();
-        let (language, wasm) = if example.join("Cargo.toml").is_file() {
-            let built = policies().join(format!("examples/{name}.wasm"));
-            ("rust", built.display().to_string())
-        } else if example.join("policy.c").is_file() {
-            let include = plugins().join("templates/c");
-            compile_c(&example.join("policy.c"), &include, &wasm);
-            ("c", wasm)
-        } else {
-            let made = tidegate(&example, &["policy", "build", "policy.js", "-o", &wasm]);
-            assert!(made.status.success(), "{name}: {}", told(&made));
-            ("js", wasm)
-        };
-        passes(&example, &wasm, config);
-        *languages.entry(language).or_insert(0) += 1;
-    }
-    assert!(
-        ["rust", "c", "js"]
-            .iter()
-            .all(|l| languages.contains_key(l)),
-        "{languages:?}"
-    );
-}
-
-#[test]
-fn every_example_gives_the_same_answers_in_python() {
-    let scratch = scratch();
-    let wasm = scratch.path().join("policy.wasm").display().to_string();
-    for (example, config) in examples() {
-        let made = tidegate(&example, &["policy", "build", "policy.py", "-o", &wasm]);
-        assert!(
-            made.status.success(),
-            "{}: {}",
-            example.display(),
-            told(&made)
-        );
-        passes(&example, &wasm, config);
-    }
-}
-
-/// With the flags of the Makefile that `policy new` writes.
-fn compile_c(source: &Path, include: &Path, wasm: &str) {
-    let makefile = std::fs::read_to_string(include.join("Makefile.in")).unwrap();
-    let flags = |name: &str| {
-        makefile
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.trim_start().strip_prefix("= "))
-            .unwrap_or_else(|| panic!("the Makefile sets no {name}"))
-            .split(' ')
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
-    let made = Command::new("clang")
-        .args(flags("CFLAGS"))
-        .args(flags("LDFLAGS"))
-        .args(["-Werror", "-I"])
-        .arg(include)
-        .args(["-o", wasm])
-        .arg(source)
-        .output()
-        .expect("clang is installed by `cargo xtask plugins`");
-    assert!(made.status.success(), "{}", told(&made));
 }

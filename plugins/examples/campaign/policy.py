@@ -4,17 +4,22 @@ and gives up after a day without a notice of delay. A campaign without a way to 
 
 import json
 
-PLAIN = "abcdefghijklmnopqrstuvwxyz0123456789.-"
+KEYS = ("header", "relay", "by_prefix")
+PLAIN = "abcdefghijklmnopqrstuvwxyz0123456789."
 
+header = None
 relay = None
 by_prefix = {}
 
 
 def init(config):
-    global relay, by_prefix
+    global header, relay, by_prefix
     settings = json.loads(config)
+    for key in settings:
+        if key not in KEYS:
+            raise ValueError(f"{key}: no such key; there are {', '.join(KEYS)}")
     relay = settings.get("relay")
-    if not relay:
+    if not relay or not isinstance(relay, str):
         raise ValueError("relay: name the relay for campaigns")
     by_prefix = settings.get("by_prefix", {})
     header = settings.get("header", "X-Campaign")
@@ -22,15 +27,10 @@ def init(config):
 
 
 def decide(message):
-    campaign, unsubscribe = "", False
-    for header in message["headers"]:
-        if header["name"] == "List-Unsubscribe":
-            unsubscribe = True
-        else:
-            campaign = campaign or header["value"].strip()
+    campaign = value_of(message, header).strip()
     if not campaign:
         return "managed"
-    if not unsubscribe:
+    if not value_of(message, "List-Unsubscribe"):
         text = "a campaign needs a List-Unsubscribe field"
         return {"refuse": {"code": 550, "enhanced": "5.7.1", "text": text}}
     terms = {
@@ -43,15 +43,25 @@ def decide(message):
     return {"otherwise": {"managed": terms}, "tags": {"campaign": campaign[:60]}}
 
 
+def value_of(message, name):
+    """Of the first field of that name."""
+    for field in message["headers"]:
+        if field["name"] == name:
+            return field["value"]
+    return ""
+
+
 def relay_of(campaign):
-    for prefix, own in by_prefix.items():
-        if campaign.startswith(prefix):
-            return own
-    return relay
+    """Of the longest prefix."""
+    best = ""
+    for prefix in by_prefix:
+        if campaign.startswith(prefix) and len(prefix) > len(best):
+            best = prefix
+    return by_prefix.get(best, relay)
 
 
 def lane_of(campaign):
-    """Lower-case letters, digits, dots and hyphens: a hyphen for all that is none of these."""
+    """Lower-case letters, digits and dots: a hyphen for all that is none of these."""
     lane = ""
     for c in campaign.lower():
         if c in PLAIN:

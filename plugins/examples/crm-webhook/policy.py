@@ -7,22 +7,25 @@ from tidegate import iso
 
 OUTCOMES = ["delivered", "bounced", "expired", "cancelled", "delay-notified"]
 
-only = OUTCOMES
+wanted = OUTCOMES
 
 
 def init(config):
-    global only
-    only = json.loads(config or "{}").get("kinds", OUTCOMES)
-    for kind in only:
-        if kind not in OUTCOMES:
-            raise ValueError(f"kinds: {kind} is none of {', '.join(OUTCOMES)}")
+    global wanted
+    settings = json.loads(config or "{}")
+    for key in settings:
+        if key != "kinds":
+            raise ValueError(f"{key}: no such key; there is kinds")
+    wanted = settings.get("kinds") or OUTCOMES
+    if not all([kind in OUTCOMES for kind in wanted]):
+        raise ValueError("kinds: each is delivered, bounced, expired, cancelled or delay-notified")
     return {"name": "crm-webhook", "version": "0.1.0", "facts": ["tag.campaign"]}
 
 
 def render(events):
     tenants = {}
     for event in events:
-        if event["kind"] in only:
+        if event["kind"] in wanted:
             tenants.setdefault(event["tenant"], []).append(outcome(event))
     return [payload(tenant, outcomes) for tenant, outcomes in tenants.items()]
 

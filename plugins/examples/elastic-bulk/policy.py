@@ -26,11 +26,13 @@ index = None
 
 def init(config):
     global index
-    index = json.loads(config)["index"]
+    settings = json.loads(config)
+    for key in settings:
+        if key != "index":
+            raise ValueError(f"{key}: no such key; there is index")
+    index = settings.get("index", "")
     if not index or not all([c in PLAIN for c in index]):
-        raise ValueError(
-            f"index: {index} is not the name of an index; lower-case letters, digits, '-', '_' and '.'"
-        )
+        raise ValueError("index: write the name of an index: lower-case letters, digits, '-', '_' and '.'")
     return {"name": "elastic-bulk", "version": "0.1.0"}
 
 

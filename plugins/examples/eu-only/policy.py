@@ -3,6 +3,8 @@ a header field, does not leave for domains outside of a list at all."""
 
 import json
 
+KEYS = ("relay", "sensitive_header", "allowed")
+
 relay = None
 allowed = []
 
@@ -10,11 +12,17 @@ allowed = []
 def init(config):
     global relay, allowed
     settings = json.loads(config)
+    for key in settings:
+        if key not in KEYS:
+            raise ValueError(f"{key}: no such key; there are {', '.join(KEYS)}")
     relay = settings.get("relay")
-    if not relay:
+    if not relay or not isinstance(relay, str):
         raise ValueError("relay: name a relay that is granted to you")
-    allowed = [domain.lower() for domain in settings["allowed"]]
-    return {"name": "eu-only", "version": "0.1.0", "headers": [settings["sensitive_header"]]}
+    allowed = [domain.lower() for domain in settings.get("allowed", [])]
+    if not allowed:
+        raise ValueError("allowed: list the domains, or .suffixes, that may receive sensitive mail")
+    header = settings.get("sensitive_header", "X-Sensitive")
+    return {"name": "eu-only", "version": "0.1.0", "headers": [header]}
 
 
 def decide(message):

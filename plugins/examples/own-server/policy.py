@@ -4,6 +4,8 @@ CRM writes by itself, goes by managed relay at once."""
 
 import json
 
+KEYS = ("staff", "robots", "server")
+
 staff = []
 robots = []
 server = None
@@ -12,11 +14,16 @@ server = None
 def init(config):
     global staff, robots, server
     settings = json.loads(config)
+    for key in settings:
+        if key not in KEYS:
+            raise ValueError(f"{key}: no such key; there are {', '.join(KEYS)}")
     staff = [name.lower() for name in settings.get("staff", [])]
     robots = [name.lower() for name in settings.get("robots", [])]
-    server = settings["server"]
+    server = settings.get("server")
     if not staff:
         raise ValueError("staff: name addresses or domains whose mail goes by your server")
+    if not server or not isinstance(server, str):
+        raise ValueError("server: name a server that is registered for you")
     return {"name": "own-server", "version": "0.1.0"}
 
 

@@ -1,24 +1,27 @@
-"""Relay by the sender's domain. The configuration has a line for each: a domain and the name of a
-relay; "*" stands for all other domains. A domain that is not named, where there is no "*", is
-refused: nobody sends in the name of a domain that was not set up."""
+"""Relay by the sender's domain; "*" stands for all others. A domain that is not named, where there
+is no "*", is refused: nobody sends in the name of a domain that was not set up. A notice, which
+has no sender, goes as the tenant's mail goes without a policy."""
+
+import json
 
 relays = {}
 
 
 def init(config):
-    for line in config.split("\n"):
-        words = [word for word in line.replace("\t", " ").strip().split(" ") if word]
-        if not words or words[0].startswith("#"):
-            continue
-        if len(words) < 2:
-            raise ValueError("configuration: a line has a domain and no relay")
-        relays[words[0].lower()] = words[1]
+    global relays
+    settings = json.loads(config)
+    for key in settings:
+        if key != "relays":
+            raise ValueError(f"{key}: no such key; there is relays")
+    relays = {domain.lower(): relay for domain, relay in settings.get("relays", {}).items()}
     if not relays:
-        raise ValueError("configuration: write a line with a domain and a relay for each")
+        raise ValueError("relays: name at least one domain and its relay")
     return {"name": "sender-domain", "version": "0.1.0"}
 
 
 def decide(message):
+    if not message["sender"]:
+        return "managed"
     domain = message["sender"].split("@")[-1].lower()
     relay = relays.get(domain) or relays.get("*")
     if relay:

@@ -1,13 +1,15 @@
 /* Events for Splunk's HTTP Event Collector (/services/collector/event): one JSON object each,
- * one after the other. The configuration is the index; empty: the token's default. */
+ * one after the other, for an index or for the token's default. */
 #define TG_EXPORTER
 #include "tidegate.h"
+#include "tidegate-json.h"
 
 static tg_text index_name;
 
-static tg_setup policy_init(tg_text config) {
-    index_name = tg_trim(config);
-    return (tg_setup){ 0, .ok = { TG("splunk-hec"), TG("0.1.0"), { 0, 0 }, { 0, 0 } } };
+static tg_setup policy_init(tg_text text) {
+    tg_config config = tg_config_read(text);
+    index_name = tg_config_text(&config, TG("index"), TG(""));
+    return tg_config_end(&config, (tg_descriptor){ TG("splunk-hec"), TG("0.1.0"), { 0, 0 }, { 0, 0 } });
 }
 
 /* `,"name":"value"` where there is a value. */

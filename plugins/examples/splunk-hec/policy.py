@@ -1,16 +1,22 @@
 """Events for Splunk's HTTP Event Collector (/services/collector/event): one JSON object each, one
-after the other. The configuration is the index; empty: the token's default."""
+after the other, for an index or for the token's default."""
 
 import json
 
 OPTIONAL = ("recipient", "record_id", "subject", "host", "enhanced", "text", "code")
 
-index = ""
+index = None
 
 
 def init(config):
     global index
-    index = config.strip()
+    settings = json.loads(config or "{}")
+    for key in settings:
+        if key != "index":
+            raise ValueError(f"{key}: no such key; there is index")
+    index = settings.get("index", "")
+    if not isinstance(index, str):
+        raise ValueError("index: a text is needed")
     return {"name": "splunk-hec", "version": "0.1.0"}
 
 

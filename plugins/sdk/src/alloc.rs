@@ -91,17 +91,24 @@ unsafe impl GlobalAlloc for Bump {
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        // SAFETY: one thread; the block `at` of `layout` belongs to the caller, and a copy
-        // goes to a new block that does not overlap it.
+        // SAFETY: one thread, and no reference into the cell outlives a call of `extend`; the
+        // block `at` of `layout` belongs to the caller, and a copy goes to a new block that does
+        // not overlap it.
         unsafe {
-            let space = &mut *self.space.get();
             let start = at as usize;
-            if start + layout.size() == space.0
+            let (free, end) = *self.space.get();
+            if start + layout.size() == free
                 && let Some(next) = start.checked_add(size)
-                && next <= space.1
             {
-                space.0 = next;
-                return at;
+                // Where the memory ends it can grow, so that a long body is never copied.
+                if next > end {
+                    self.extend(next - end);
+                }
+                let space = &mut *self.space.get();
+                if space.0 == free && next <= space.1 {
+                    space.0 = next;
+                    return at;
+                }
             }
             if size <= layout.size() {
                 return at;

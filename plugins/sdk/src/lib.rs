@@ -36,7 +36,9 @@ pub mod export;
 pub mod routing;
 #[cfg(feature = "shaping")]
 pub mod shaping;
+mod time;
 
 #[doc(hidden)]
 pub use alloc::reserve;
+pub use time::iso;
 pub use wit_bindgen;

@@ -1,16 +1,16 @@
-/* NAME: a rate for every lane of bulk mail, and half of it while a site defers. The
- * configuration is the number of messages in every minute. */
+/* NAME: a rate for every lane of bulk mail, and half of it while a site defers. */
 #define TG_SHAPING
 #include "tidegate.h"
+#include "tidegate-json.h"
 
 static tg_u32 per_minute;
 
-static tg_setup policy_init(tg_text config) {
-    long long number = tg_number(tg_trim(config));
-    if (number < 1 || number > 1000000)
-        return (tg_setup){ 1, .error = TG("configuration: write the messages in every minute, 1 to 1000000") };
-    per_minute = (tg_u32)number;
-    return (tg_setup){ 0, .ok = { TG("NAME"), TG("0.1.0"), { 0, 0 }, { 0, 0 } } };
+static tg_setup policy_init(tg_text text) {
+    tg_config config = tg_config_read(text);
+    double number = tg_config_number(&config, TG("per_minute"), 0);
+    tg_config_needs(&config, number >= 1 && number <= 1e9, TG("per_minute: messages in every minute, at least 1"));
+    if (!config.error.len) per_minute = (tg_u32)number;
+    return tg_config_end(&config, (tg_descriptor){ TG("NAME"), TG("0.1.0"), { 0, 0 }, { 0, 0 } });
 }
 
 static tg_lane_plan policy_lane(tg_u64 now, const tg_lane_state *lane) {

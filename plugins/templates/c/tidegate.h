@@ -47,6 +47,13 @@ static void *tg_alloc(tg_u32 size, tg_u32 align) {
     if (!at) __builtin_trap();
     return at;
 }
+
+static inline void *tg_more(void *old, tg_u32 old_size, tg_u32 size) {
+    (void)old_size;
+    void *at = realloc(old, size ? size : 1);
+    if (!at) __builtin_trap();
+    return at;
+}
 #else
 extern tg_u8 __heap_base;
 static tg_u32 tg_free;
@@ -63,19 +70,30 @@ static void *tg_alloc(tg_u32 size, tg_u32 align) {
     return (void *)start;
 }
 
-void *memcpy(void *to, const void *from, tg_u32 len) {
+/* The compiler calls these two for structs; it must not make a call of their own loops. */
+__attribute__((no_builtin)) void *memcpy(void *to, const void *from, tg_u32 len) {
     tg_u8 *t = to;
     const tg_u8 *f = from;
     while (len--) *t++ = *f++;
     return to;
 }
 
-void *memset(void *to, int byte, tg_u32 len) {
+__attribute__((no_builtin)) void *memset(void *to, int byte, tg_u32 len) {
     tg_u8 *t = to;
     while (len--) *t++ = (tg_u8)byte;
     return to;
 }
 
+/* The block with more bytes: where it is if it is the newest, else a copy. */
+static inline void *tg_more(void *old, tg_u32 old_size, tg_u32 size) {
+    if (old && (tg_u32)old + old_size == tg_free && size >= old_size) {
+        tg_alloc(size - old_size, 1);
+        return old;
+    }
+    void *at = tg_alloc(size, 1);
+    if (old) memcpy(at, old, old_size < size ? old_size : size);
+    return at;
+}
 #endif
 
 TG_EXPORT("cabi_realloc")
@@ -89,12 +107,42 @@ void *tg_realloc(void *old, tg_u32 old_size, tg_u32 align, tg_u32 size) {
 
 static tg_u8 tg_lower(char c) { return c >= 'A' && c <= 'Z' ? c + 32 : (tg_u8)c; }
 
+/* The same, byte for byte. */
+static inline int tg_is(tg_text a, tg_text b) {
+    if (a.len != b.len) return 0;
+    for (tg_u32 n = 0; n < a.len; n++)
+        if (a.at[n] != b.at[n]) return 0;
+    return 1;
+}
+
+static inline int tg_starts(tg_text t, tg_text start) {
+    return t.len >= start.len && tg_is((tg_text){ t.at, start.len }, start);
+}
+
+static inline int tg_ends(tg_text t, tg_text end) {
+    return t.len >= end.len && tg_is((tg_text){ t.at + t.len - end.len, end.len }, end);
+}
+
 /* Without regard to case in US-ASCII. */
 static int tg_same(tg_text a, tg_text b) {
     if (a.len != b.len) return 0;
     for (tg_u32 n = 0; n < a.len; n++)
         if (tg_lower(a.at[n]) != tg_lower(b.at[n])) return 0;
     return 1;
+}
+
+/* Whether the part stands anywhere in the text, without regard to case in US-ASCII. */
+static inline int tg_has(tg_text t, tg_text part) {
+    for (tg_u32 n = 0; n + part.len <= t.len; n++)
+        if (tg_same((tg_text){ t.at + n, part.len }, part)) return 1;
+    return 0;
+}
+
+/* A copy in lower case, of US-ASCII letters. */
+static inline tg_text tg_lowered(tg_text t) {
+    char *copy = tg_alloc(t.len, 1);
+    for (tg_u32 n = 0; n < t.len; n++) copy[n] = (char)tg_lower(t.at[n]);
+    return (tg_text){ copy, t.len };
 }
 
 /* What follows the last at sign; empty where there is none. */
@@ -119,15 +167,12 @@ static inline tg_text tg_cut(tg_text t, tg_u32 len) {
     return (tg_text){ t.at, len };
 }
 
-/* A decimal number; -1 where the text is none. */
-static inline long long tg_number(tg_text t) {
-    long long n = 0;
-    if (!t.len || t.len > 15) return -1;
-    for (tg_u32 i = 0; i < t.len; i++) {
-        if (t.at[i] < '0' || t.at[i] > '9') return -1;
-        n = n * 10 + (t.at[i] - '0');
-    }
-    return n;
+/* At most so many characters. */
+static inline tg_text tg_first(tg_text t, tg_u32 characters) {
+    tg_u32 n = 0;
+    while (n < t.len && characters--)
+        for (n++; n < t.len && ((tg_u8)t.at[n] & 0xc0) == 0x80; n++) {}
+    return (tg_text){ t.at, n };
 }
 
 /* Text that grows: for payloads of an exporter. */
@@ -136,9 +181,7 @@ typedef struct { tg_u8 *at; tg_u32 len, room; } tg_buffer;
 static inline void tg_put(tg_buffer *b, tg_text t) {
     if (b->len + t.len > b->room) {
         tg_u32 room = 2 * (b->len + t.len) + 256;
-        tg_u8 *more = tg_alloc(room, 1);
-        memcpy(more, b->at, b->len);
-        b->at = more, b->room = room;
+        b->at = tg_more(b->at, b->room, room), b->room = room;
     }
     memcpy(b->at + b->len, t.at, t.len);
     b->len += t.len;
@@ -149,6 +192,29 @@ static inline void tg_put_number(tg_buffer *b, tg_u64 n) {
     tg_u32 at = sizeof digits;
     do digits[--at] = '0' + n % 10; while (n /= 10);
     tg_put(b, (tg_text){ digits + at, sizeof digits - at });
+}
+
+/* `2026-03-03T10:00:00.000Z` (RFC 3339), of milliseconds since 1970; up to the year 9999. */
+static inline void tg_put_iso(tg_buffer *b, tg_u64 at) {
+    static const tg_u8 lengths[] = { 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31 };
+    if (at > 253402300799999) at = 253402300799999;
+    tg_u32 days = (tg_u32)(at / 86400000), time = (tg_u32)(at % 86400000), year = 1970, month = 0, leap;
+    for (;; year++) {
+        leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+        if (days < 365 + leap) break;
+        days -= 365 + leap;
+    }
+    for (tg_u32 length; days >= (length = lengths[month] + (month == 1 ? leap : 0)); month++) days -= length;
+    /* Each number with the places before it, and what follows it. */
+    const tg_u32 parts[][2] = {
+        { year, 1000 }, { month + 1, 10 }, { days + 1, 10 }, { time / 3600000, 10 },
+        { time / 60000 % 60, 10 }, { time / 1000 % 60, 10 }, { time % 1000, 100 },
+    };
+    for (tg_u32 n = 0; n < TG_LEN(parts); n++) {
+        for (tg_u32 place = parts[n][1]; place > 1 && parts[n][0] < place; place /= 10) tg_put(b, TG("0"));
+        tg_put_number(b, parts[n][0]);
+        tg_put(b, (tg_text){ &"--T::.Z"[n], 1 });
+    }
 }
 
 /* A JSON string with its quotes. */

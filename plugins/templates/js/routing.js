@@ -13,9 +13,11 @@ export function init(config) {
 // Runs for each message, in a fresh copy of the memory that init left.
 export function decide(message) {
   const campaign = message.headers[0]?.value;
-  if (campaign === undefined) return "managed";
+  if (!campaign) return "managed";
+  // By characters: `slice` of a text may cut one in half.
+  const first = (length) => [...campaign].slice(0, length).join("");
   return {
-    otherwise: { managed: { class: "bulk", lane: campaign.slice(0, 16) } },
-    tags: { campaign: campaign.slice(0, 60) },
+    otherwise: { managed: { class: "bulk", lane: first(16) } },
+    tags: { campaign: first(60) },
   };
 }

@@ -19,9 +19,9 @@ def init(config):
 
 def decide(message):
     """Runs for each message, in a fresh copy of the memory that init left."""
-    if not message["headers"]:
+    campaign = message["headers"][0]["value"] if message["headers"] else ""
+    if not campaign:
         return "managed"
-    campaign = message["headers"][0]["value"]
     return {
         "otherwise": {"managed": {"class": "bulk", "lane": campaign[:16]}},
         "tags": {"campaign": campaign[:60]},

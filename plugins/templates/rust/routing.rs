@@ -25,15 +25,17 @@ impl Policy for Router {
     }
 
     fn decide(&self, _why: Occasion, message: Message) -> Result<Decision, PolicyError> {
-        let Some(campaign) = message.header(0) else {
+        let campaign = message.header(0).unwrap_or("");
+        if campaign.is_empty() {
             return Ok(Decision::all(Action::managed()));
-        };
+        }
         let bulk = Managed {
             class: TrafficClass::Bulk,
             lane: Some(campaign.chars().take(16).collect()),
             ..Managed::default()
         };
-        Ok(Decision::all(Action::ManagedRelay(bulk)).tag("campaign", campaign))
+        let tag: String = campaign.chars().take(60).collect();
+        Ok(Decision::all(Action::ManagedRelay(bulk)).tag("campaign", &tag))
     }
 }
 

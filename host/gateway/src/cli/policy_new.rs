@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
+use super::policy_examples::{self, Example};
 use super::{Failure, Outcome, out};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -32,7 +33,7 @@ pub enum NewWorld {
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  tidegate policy new own-server --lang rust\n  tidegate policy new warm-up --lang python --world shaping\n  tidegate policy new crm-hook --lang rust --world export --dir ./policies/crm-hook"
+    after_help = "Examples:\n  tidegate policy new own-server --lang rust\n  tidegate policy new mornings --lang js --example office-hours\n  tidegate policy new warm-up --lang python --world shaping\n  tidegate policy new crm-hook --lang rust --world export --dir ./policies/crm-hook"
 )]
 pub struct NewArgs {
     /// Its name: lower-case letters, digits and hyphens.
@@ -41,6 +42,10 @@ pub struct NewArgs {
     lang: Language,
     #[arg(long, value_enum, default_value = "routing")]
     world: NewWorld,
+    /// Begin with an example, which has its world: own-server, eu-only, sender-domain, campaign,
+    /// office-hours; warm-up; crm-webhook, splunk-hec, elastic-bulk.
+    #[arg(long, value_name = "NAME", conflicts_with = "world")]
+    example: Option<String>,
     /// Where to make it; ./NAME otherwise.
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -74,6 +79,11 @@ fn samples(world: NewWorld) -> Files {
                 "messages/letter.json",
                 template!("samples/routing/letter.json"),
             ),
+            (
+                "messages/blank.json",
+                template!("samples/routing/blank.json"),
+            ),
+            ("messages/long.json", template!("samples/routing/long.json")),
             (
                 "messages/grants.json",
                 template!("samples/routing/grants.json"),
@@ -118,15 +128,16 @@ fn rust(world: NewWorld) -> Files {
         ("sdk/src/routing.rs", sdk!("routing.rs")),
         ("sdk/src/shaping.rs", sdk!("shaping.rs")),
         ("sdk/src/export.rs", sdk!("export.rs")),
+        ("sdk/src/time.rs", sdk!("time.rs")),
         ("sdk/wit/policy.wit", WIT),
     ]
 }
 
 fn c(world: NewWorld) -> Files {
-    let (source, config) = match world {
-        NewWorld::Routing => (template!("c/routing.c"), "X-Campaign\n"),
-        NewWorld::Shaping => (template!("c/shaping.c"), "60\n"),
-        NewWorld::Export => (template!("c/export.c"), "\n"),
+    let source = match world {
+        NewWorld::Routing => template!("c/routing.c"),
+        NewWorld::Shaping => template!("c/shaping.c"),
+        NewWorld::Export => template!("c/export.c"),
     };
     vec![
         ("README.md", template!("c/README.md.in")),
@@ -134,7 +145,8 @@ fn c(world: NewWorld) -> Files {
         ("Makefile", template!("c/Makefile.in")),
         ("policy.c", source),
         ("tidegate.h", template!("c/tidegate.h")),
-        ("config.txt", config),
+        ("tidegate-json.h", template!("c/tidegate-json.h")),
+        json_config(world),
         ("wit/policy.wit", WIT),
     ]
 }
@@ -184,6 +196,56 @@ fn fill(text: &str, name: &str, world: NewWorld) -> String {
         .replace("NAME", name)
 }
 
+/// The files of a project, ready to be written.
+fn project(
+    language: Language,
+    world: NewWorld,
+    example: Option<&Example>,
+    name: &str,
+) -> Vec<(&'static str, String)> {
+    let world = example.map_or(world, |example| example.world);
+    let template = match language {
+        Language::Rust => rust(world),
+        Language::C => c(world),
+        Language::Js => js(world),
+        Language::Python => python(world),
+    };
+    let mut files: Vec<(&str, String)> = template
+        .into_iter()
+        .map(|(path, text)| {
+            // The interface is not the project's own.
+            let own = !path.ends_with(".wit");
+            let text = if own {
+                fill(text, name, world)
+            } else {
+                text.to_owned()
+            };
+            (path, text)
+        })
+        .collect();
+    let Some(example) = example else {
+        let samples = samples(world).into_iter();
+        files.extend(samples.map(|(path, text)| (path, text.to_owned())));
+        return files;
+    };
+    for (path, text) in &mut files {
+        match *path {
+            "src/lib.rs" | "policy.c" | "policy.js" | "policy.py" => {
+                *text = example.source(language, name);
+            }
+            "config.json" => *text = example.config.to_owned(),
+            "README.md" => {
+                let about = example.readme.split_once('\n').map_or("", |(_, rest)| rest);
+                *text = format!("{text}\n## What it does\n{about}");
+            }
+            _ => {}
+        }
+    }
+    let messages = example.messages.iter();
+    files.extend(messages.map(|(path, text)| (*path, (*text).to_owned())));
+    files
+}
+
 pub fn run(args: &NewArgs) -> Outcome {
     let plain = !args.name.is_empty()
         && args.name.len() <= 64
@@ -208,20 +270,13 @@ pub fn run(args: &NewArgs) -> Outcome {
             "name another place with --dir",
         ));
     }
-    let mut files = match args.lang {
-        Language::Rust => rust(args.world),
-        Language::C => c(args.world),
-        Language::Js => js(args.world),
-        Language::Python => python(args.world),
+    let example = match &args.example {
+        Some(name) => Some(policy_examples::find(name).map_err(|there_are| {
+            Failure::usage(format!("{name:?} is not an example"), there_are)
+        })?),
+        None => None,
     };
-    files.extend(samples(args.world));
-    for (path, text) in files {
-        // What is not the project's own is left as it is.
-        let text = if path.ends_with(".wit") || path.starts_with("messages/") {
-            text.to_owned()
-        } else {
-            fill(text, &args.name, args.world)
-        };
+    for (path, text) in project(args.lang, args.world, example, &args.name) {
         write(&dir.join(path), &text)?;
     }
     out(&format!(
@@ -250,16 +305,24 @@ mod tests {
 
     #[test]
     fn every_placeholder_is_filled_in() {
-        for world in [NewWorld::Routing, NewWorld::Shaping, NewWorld::Export] {
-            let all = [rust(world), c(world), js(world), python(world)];
-            for (path, text) in all.into_iter().flatten() {
+        let languages = [Language::Rust, Language::C, Language::Js, Language::Python];
+        let worlds = [NewWorld::Routing, NewWorld::Shaping, NewWorld::Export];
+        for language in languages {
+            let plain = worlds.map(|world| project(language, world, None, "own-policy"));
+            let examples = policy_examples::EXAMPLES
+                .each_ref()
+                .map(|example| project(language, example.world, Some(example), "own-policy"));
+            for (path, text) in plain.iter().chain(&examples).flatten() {
                 if path.ends_with(".wit") {
                     continue;
                 }
-                let text = fill(text, "own-server", world);
                 for word in ["NAME", "UNDER", "FEATURE", "WORLD", "SLOT"] {
                     assert!(!text.contains(word), "{path} still says {word}");
                 }
+            }
+            for example in &policy_examples::EXAMPLES {
+                let source = example.source(language, "own-policy");
+                assert_eq!(source.matches("\"own-policy\"").count(), 1);
             }
         }
     }

@@ -8,6 +8,7 @@ use tidegate_guest::export::*;
 #[serde(deny_unknown_fields)]
 struct Config {
     /// Index or data stream.
+    #[serde(default)]
     index: String,
 }
 
@@ -51,10 +52,10 @@ impl Exporter for ElasticBulk {
             serde_json::from_str(config).map_err(|e| format!("configuration: {e}"))?;
         let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-_.".contains(c);
         if config.index.is_empty() || !config.index.chars().all(plain) {
-            return Err(format!(
-                "index: {:?} is not the name of an index; lower-case letters, digits, '-', '_' and '.'",
-                config.index
-            ));
+            return Err(
+                "index: write the name of an index: lower-case letters, digits, '-', '_' and '.'"
+                    .to_owned(),
+            );
         }
         let exporter = ElasticBulk {
             index: config.index,

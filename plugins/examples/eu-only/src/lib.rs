@@ -8,10 +8,12 @@ use tidegate_guest::routing::*;
 #[serde(deny_unknown_fields)]
 struct Config {
     /// The relay within the EU.
+    #[serde(default)]
     relay: String,
-    /// The field that marks mail with sensitive data.
-    sensitive_header: String,
+    /// The field that marks mail with sensitive data; `X-Sensitive` where it is not named.
+    sensitive_header: Option<String>,
     /// Domains, or `.suffixes`, that may receive it.
+    #[serde(default)]
     allowed: Vec<String>,
 }
 
@@ -27,8 +29,14 @@ impl Policy for EuOnly {
         if config.relay.is_empty() {
             return Err("relay: name a relay that is granted to you".to_owned());
         }
-        let descriptor = Descriptor::new("eu-only", env!("CARGO_PKG_VERSION"))
-            .headers([config.sensitive_header]);
+        if config.allowed.is_empty() {
+            return Err(
+                "allowed: list the domains, or .suffixes, that may receive sensitive mail"
+                    .to_owned(),
+            );
+        }
+        let marked = config.sensitive_header.as_deref().unwrap_or("X-Sensitive");
+        let descriptor = Descriptor::new("eu-only", env!("CARGO_PKG_VERSION")).headers([marked]);
         let allowed = config
             .allowed
             .iter()
@@ -43,7 +51,6 @@ impl Policy for EuOnly {
 
     fn decide(&self, _why: Occasion, message: Message) -> Result<Decision, PolicyError> {
         let managed = Action::ManagedRelay(Managed {
-            class: message.class,
             relay: Some(self.relay.clone()),
             ..Managed::default()
         });

@@ -9,8 +9,10 @@ use tidegate_guest::routing::*;
 #[serde(deny_unknown_fields)]
 struct Config {
     /// Addresses and domains whose mail is the staff's: `anna@acme.example`, `staff.acme.example`.
+    #[serde(default)]
     staff: Vec<String>,
     /// A server registered for the tenant.
+    #[serde(default)]
     server: String,
     /// Names of senders that are never staff, such as `noreply`.
     #[serde(default)]
@@ -32,6 +34,9 @@ impl Policy for OwnServer {
             return Err(
                 "staff: name addresses or domains whose mail goes by your server".to_owned(),
             );
+        }
+        if config.server.is_empty() {
+            return Err("server: name a server that is registered for you".to_owned());
         }
         let lower = |names: Vec<String>| {
             let mut names: Vec<String> = names.iter().map(|n| n.to_ascii_lowercase()).collect();
