@@ -159,10 +159,14 @@ pub fn submit(load: &Load, relay: &Relay, sink: &CountingSink) -> anyhow::Result
     })
 }
 
-/// Caches, connections and workers are there before the clock starts.
+/// Caches, connections and workers are there before the clock starts. With at most a hundred
+/// messages, and with fewer where few are measured: those are slow.
 pub fn warm_up(load: &Load, relay: &Relay, sink: &CountingSink) -> anyhow::Result<()> {
     let load = Load {
-        until: Until::Messages(100),
+        until: Until::Messages(match load.until {
+            Until::Messages(number) => (number / 5).clamp(20, 100),
+            Until::Elapsed(_) => 100,
+        }),
         ..load.clone()
     };
     match submit(&load, relay, sink) {

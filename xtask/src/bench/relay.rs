@@ -206,8 +206,8 @@ fn shortened(amount: Amount, kind: Kind, workload: Workload) -> Amount {
         (Kind::Exim, _) => 10,
         (Kind::OpenSmtpd, Workload::Many) => 50,
         (Kind::OpenSmtpd, _) => 25,
-        (Kind::Haraka, Workload::Many) => 20,
-        (Kind::Haraka, _) => 5,
+        (Kind::Haraka, Workload::Many) => 25,
+        (Kind::Haraka, _) => 10,
         _ => 1,
     };
     match amount.until {

@@ -18,6 +18,8 @@ pub struct Daemon {
     _directory: tempfile::TempDir,
     address: SocketAddr,
     process: Child,
+    /// The server's own process, where another one started it and stays.
+    own: u32,
     tracer: Option<Child>,
 }
 
@@ -42,6 +44,7 @@ impl Daemon {
         let mut daemon = Daemon {
             _directory: directory,
             address,
+            own: process.id(),
             process,
             tracer: None,
         };
@@ -60,6 +63,14 @@ impl Daemon {
         }
         Ok(daemon)
     }
+
+    /// The server is the child of what was started.
+    pub fn child(mut self) -> Daemon {
+        if let Some(child) = proc::family(self.process.id()).get(1) {
+            self.own = *child;
+        }
+        self
+    }
 }
 
 impl Peer for Daemon {
@@ -68,7 +79,7 @@ impl Peer for Daemon {
     }
 
     fn pid(&self) -> u32 {
-        self.process.id()
+        self.own
     }
 
     fn stop(self: Box<Self>) -> anyhow::Result<()> {

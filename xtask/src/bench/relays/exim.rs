@@ -1,7 +1,7 @@
 //! Exim: one daemon with configuration, spool and port of its own; delivers at once.
 //!
-//! Its deliveries leave the family when they are handed on; their CPU time counts where they were
-//! waited for.
+//! Its deliveries leave the family when they are handed on. In a process namespace of its own the
+//! daemon is who they come back to when they end, so that their CPU time is counted.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -33,9 +33,13 @@ pub fn start(to: &Destinations, place: &Path, trace: Option<&Path>) -> anyhow::R
         std::fs::create_dir(&made)?;
         host::run(Command::new("chown").arg("Debian-exim").arg(&made))?;
     }
-    let mut command = Command::new(program);
-    command.args(["-bdf", "-q1h", "-C"]).arg(&config);
-    Daemon::start(command, directory, address, trace)
+    let mut command = Command::new("unshare");
+    command
+        .args(["--pid", "--fork", "--kill-child"])
+        .arg(program)
+        .args(["-bdf", "-q1h", "-C"])
+        .arg(&config);
+    Daemon::start(command, directory, address, trace).map(Daemon::child)
 }
 
 fn configuration(to: &Destinations, home: &Path, address: SocketAddr, program: &Path) -> String {
