@@ -182,7 +182,23 @@ fn what_a_test_can_not_do_is_told_with_its_remedy() {
 
 /// Begins a policy of that language and world; returns its directory.
 fn begin(dir: &Path, lang: &str, world: &str) -> PathBuf {
-    begin_with(dir, lang, "--world", world)
+    let project = begin_with(dir, lang, "--world", world);
+    if world == "routing" {
+        // What an author may forget, and the project does not.
+        let case = |name: &str, campaign: &str, class: &str| {
+            let case = serde_json::json!({
+                "name": name,
+                "recipients": ["jane@customer.example"],
+                "headers": {"X-Campaign": campaign},
+                "expect": {"managed": {"class": class}},
+            });
+            let path = project.join(format!("messages/{name}.json"));
+            std::fs::write(path, case.to_string()).unwrap();
+        };
+        case("empty", "", "transactional");
+        case("long", &format!("Frühling {}", "🌱".repeat(80)), "bulk");
+    }
+    project
 }
 
 fn begin_with(dir: &Path, lang: &str, option: &str, value: &str) -> PathBuf {

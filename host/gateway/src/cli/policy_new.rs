@@ -80,11 +80,6 @@ fn samples(world: NewWorld) -> Files {
                 template!("samples/routing/letter.json"),
             ),
             (
-                "messages/blank.json",
-                template!("samples/routing/blank.json"),
-            ),
-            ("messages/long.json", template!("samples/routing/long.json")),
-            (
                 "messages/grants.json",
                 template!("samples/routing/grants.json"),
             ),
