@@ -447,14 +447,21 @@ async fn timelines(
     known: &[(u32, Day)],
     found: &[Mail],
 ) -> StoreResult<HashMap<i64, Vec<Event>>> {
+    let first_of = |own| {
+        known
+            .iter()
+            .find(|(day, _)| *day == own)
+            .map_or(0, |(_, i)| i.first)
+    };
     let mut events: Vec<(u64, Event)> = Vec::new();
     for (day, info) in known {
-        // No step is logged on a day before its message, where the clock was not set back.
-        let mut ids: Vec<i64> = found
-            .iter()
-            .map(|mail| mail.id)
-            .filter(|id| codec::log_day(MessageId::from_i64(*id)) <= day + 1)
-            .collect();
+        // No step is logged on a day before its message, but where the clock was set back: such a
+        // day has steps that are numbered behind the first of the message's own day.
+        let may = |id: &i64| {
+            let own = codec::log_day(MessageId::from_i64(*id));
+            own <= day + 1 || first_of(own) <= info.last
+        };
+        let mut ids: Vec<i64> = found.iter().map(|mail| mail.id).filter(may).collect();
         if info.last == 0 || ids.is_empty() {
             continue;
         }
