@@ -45,7 +45,8 @@ impl Scheduler {
         due.truncate(256);
         let mut oldest: HashMap<u32, Timestamp> = HashMap::new();
         for (_, q) in &self.queues {
-            let Some(lane) = q.lane.filter(|l| due.contains(l)) else {
+            // They are in the order of their numbers.
+            let Some(lane) = q.lane.filter(|l| due.binary_search(l).is_ok()) else {
                 continue;
             };
             for (slot, _) in q.fresh.front().into_iter().chain(q.retried.front()) {
