@@ -40,6 +40,8 @@ const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/Cargo.lock";
 /// Minor version of Rust 1 that the plugins need (edition 2024, let chains).
 const OLDEST_RUST: u32 = 88;
+/// From here on a standard library can be built whose panics are a trap and nothing else.
+const IMMEDIATE_ABORT: u32 = 93;
 
 /// A way to compile for wasm32-unknown-unknown.
 enum Toolchain {
@@ -206,13 +208,15 @@ fn toolchain(root: &Path) -> Result<Toolchain> {
     Ok(Toolchain::Debian { linker })
 }
 
+/// The minor version of Debian's Rust.
+fn debian_minor() -> Option<u32> {
+    let version = output(Command::new(DEBIAN_RUSTC).arg("--version"))?;
+    let rest = version.strip_prefix("rustc 1.")?;
+    rest.split('.').next()?.parse().ok()
+}
+
 fn debian_is_ready() -> bool {
-    let version = output(Command::new(DEBIAN_RUSTC).arg("--version")).unwrap_or_default();
-    let minor = version
-        .strip_prefix("rustc 1.")
-        .and_then(|rest| rest.split('.').next())
-        .and_then(|minor| minor.parse::<u32>().ok());
-    minor.is_some_and(|minor| minor >= OLDEST_RUST)
+    debian_minor().is_some_and(|minor| minor >= OLDEST_RUST)
         && Path::new(DEBIAN_CARGO).exists()
         && Path::new(DEBIAN_SOURCE).exists()
 }
@@ -314,6 +318,14 @@ fn compile(root: &Path, toolchain: &Toolchain, packages: &[&str]) -> Result<()> 
         .stdin(Stdio::null());
     if matches!(toolchain, Toolchain::Debian { .. }) {
         cargo.args(["-Z", "build-std=std,panic_abort"]);
+        // Each tenant's revision is compiled code of its own, so its size counts.
+        cargo.args(["-Z", "build-std-features=optimize_for_size"]);
+        if debian_minor().is_some_and(|minor| minor >= IMMEDIATE_ABORT) {
+            // There is nowhere that a policy's panic could write its message to.
+            cargo
+                .args(["-Z", "panic-immediate-abort"])
+                .env("CARGO_PROFILE_RELEASE_PANIC", "immediate-abort");
+        }
     } else {
         cargo.env_remove("RUSTC");
     }

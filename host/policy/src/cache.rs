@@ -8,6 +8,7 @@
 //! first because it is mapped, not read: the memory of a revision that is loaded is then the
 //! page cache's, which the kernel shares and takes back.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt};
@@ -130,6 +131,29 @@ impl CodeCache {
     pub fn remove(&self, digest: &str) {
         // One that is not there is as good.
         let _ = fs::remove_file(self.path(digest));
+    }
+
+    /// Removes every file but those of these revisions, and tells how many: what another build of the
+    /// gateway compiled, and what was left half written. For a start, when nobody else uses it.
+    pub fn retain<'a>(
+        &self,
+        digests: impl IntoIterator<Item = &'a str>,
+    ) -> Result<usize, CacheError> {
+        let fail = |source| CacheError {
+            path: self.dir.clone(),
+            source,
+        };
+        let kept: HashSet<PathBuf> = digests.into_iter().map(|d| self.path(d)).collect();
+        let mut removed = 0;
+        for entry in fs::read_dir(&self.dir).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            let ours = path.extension().is_some_and(|e| e == "cwasm" || e == "tmp");
+            if ours && !kept.contains(&path) {
+                fs::remove_file(&path).map_err(fail)?;
+                removed += 1;
+            }
+        }
+        Ok(removed)
     }
 
     /// Keeps a revision. A reader sees the whole file or none.

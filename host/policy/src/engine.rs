@@ -338,6 +338,9 @@ impl PolicyEngine {
             .guest
             .check_types(&mut store, &instance)
             .map_err(fail)?;
+        if let Code::Kept(_) = prepared.code() {
+            let_go(active.pre.component());
+        }
         Ok(active)
     }
 
@@ -422,6 +425,24 @@ impl PolicyEngine {
 impl Active {
     pub(crate) fn count_failure(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Gives the pages of a mapped file back that loading touched: most of them no call touches ever
+/// again, and those that it does are in the page cache still.
+fn let_go(component: &Component) {
+    let image = component.image_range();
+    let len = image.end as usize - image.start as usize;
+    // SAFETY: `Component::deserialize_file` maps the file, privately, and the image is that
+    // mapping: it begins on a page, and lives as long as the component, which is borrowed.
+    // Nothing was ever written to it, since wasmtime accepts no relocations in compiled code, so
+    // each page that is touched again is read from the file and is what it was. If somebody
+    // changed the file meanwhile, and `load` tells why nobody does, this would be no new way to
+    // it: a private mapping shows changes of its file in every page that was not written to.
+    let failed = unsafe { libc::madvise(image.start as *mut _, len, libc::MADV_DONTNEED) } != 0;
+    if failed {
+        // They stay, and cost memory.
+        tracing::debug!(error = %std::io::Error::last_os_error(), "mapped code stays in memory");
     }
 }
 

@@ -100,6 +100,72 @@ async fn kept_code_is_mapped_from_the_very_file_that_was_checked() {
     assert!(cache.get(&revision.digest).is_none());
 }
 
+/// KiB of this file that are in the memory of this process.
+fn resident(path: &std::path::Path) -> u64 {
+    let mut of_file = false;
+    let mut kib = 0;
+    for line in fs::read_to_string("/proc/self/smaps").unwrap().lines() {
+        if let Some(rest) = line.strip_prefix("Rss:") {
+            if of_file {
+                kib += rest.trim().trim_end_matches(" kB").parse::<u64>().unwrap();
+            }
+        } else if line.contains('-') && !line.contains("kB") {
+            of_file = line.ends_with(path.to_str().unwrap());
+        }
+    }
+    kib
+}
+
+#[tokio::test]
+async fn of_a_loaded_revision_only_what_calls_touch_is_in_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = CodeCache::open(dir.path(), &[7; 32], &ENGINE).unwrap();
+    let revision = prepared("routing-default", r#"{"default":{"managed":{"lane":"m"}}}"#);
+    cache.put(&revision).unwrap();
+    let kept = cache.get(&revision.digest).unwrap();
+    let host = host();
+    host.activate("routing", &kept).unwrap();
+    let path = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap();
+    let loaded = resident(&path.path());
+    let routing = host.route(&question("acme", &["a@x.test"])).await;
+    assert_eq!(routing.policy.as_deref(), Some(revision.digest.as_str()));
+    let called = resident(&path.path());
+    // The slot of memory in which its types were checked holds pages of the data still.
+    assert!(loaded <= 64, "{loaded} KiB");
+    assert!(called > loaded, "{called} KiB, of them {loaded} before");
+}
+
+#[test]
+fn what_no_revision_needs_any_more_is_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|f| f.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    let cache = CodeCache::open(dir.path(), &[7; 32], &ENGINE).unwrap();
+    let (one, two) = (
+        prepared("export-jsonl", ""),
+        prepared("export-jsonl", r#"{"facts":false}"#),
+    );
+    cache.put(&one).unwrap();
+    let kept = names();
+    cache.put(&two).unwrap();
+    // Of another build; and of a gateway that was killed while it wrote.
+    fs::write(dir.path().join("00ff.cwasm"), "code").unwrap();
+    fs::write(dir.path().join("00ff.1-0.tmp"), "half").unwrap();
+    fs::write(dir.path().join("README"), "not ours").unwrap();
+    let digests = [one.digest.as_str(), "of-another-gateway"];
+    assert_eq!(cache.retain(digests).unwrap(), 3);
+    let mut left = [kept, vec!["README".to_owned()]].concat();
+    left.sort();
+    assert_eq!(names(), left);
+    assert!(cache.get(&one.digest).is_some());
+}
+
 #[test]
 fn a_file_that_this_node_did_not_write_is_not_loaded() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,6 +1,9 @@
 //! An allocator for instances that live for one call: it hands out the next free bytes and
 //! takes nothing back, except that the newest block can grow, shrink and go in place.
 //!
+//! It begins where the module's data ends, on the same page: a gap up to the next page of 64 KiB
+//! would be kept in the snapshot of every revision.
+//!
 //! A call that begins with [`reserve`]d memory never grows the memory, which would cost it a
 //! system call, and touches only pages that it uses. All that `init` leaves behind stays in
 //! the snapshot, so `init` ends with a reservation for the calls to come.
@@ -21,9 +24,31 @@ struct Bump {
 // feature can't make another.
 unsafe impl Sync for Bump {}
 
+#[cfg(target_arch = "wasm32")]
+unsafe extern "C" {
+    /// The linker's word for the end of the data; it has an address and no value.
+    static __heap_base: u8;
+}
+
 impl Bump {
+    /// Before the first use there is what the data leaves free of the memory at the start.
+    fn begin(&self) {
+        #[cfg(target_arch = "wasm32")]
+        {
+            // SAFETY: one thread, and no reference into the cell is ever kept.
+            let space = unsafe { &mut *self.space.get() };
+            if space.1 == 0 {
+                *space = (
+                    (&raw const __heap_base) as usize,
+                    core::arch::wasm32::memory_size(0) * PAGE,
+                );
+            }
+        }
+    }
+
     /// Makes room for `bytes` at the end of the free space. Returns whether there is.
     fn extend(&self, bytes: usize) -> bool {
+        self.begin();
         #[cfg(target_arch = "wasm32")]
         {
             let pages = bytes.div_ceil(PAGE);
@@ -131,6 +156,7 @@ static BUMP: Bump = Bump {
 /// Leaves at least half a MiB free for each call that starts from this memory.
 #[doc(hidden)]
 pub fn reserve() {
+    BUMP.begin();
     // SAFETY: one thread.
     let (free, end) = unsafe { *BUMP.space.get() };
     if end - free < RESERVED {
