@@ -388,6 +388,100 @@ fn a_canary_and_an_activation_that_fail_are_taken_back_and_the_crm_sees_only_250
     assert_eq!(fallbacks, 10, "5 of the canary, 5 of the activation");
 }
 
+#[test]
+fn each_change_is_a_line_for_who_follows_the_history_also_over_a_restart() {
+    let mut world = World::start();
+    let _customer = world.destination("customer.test", Behaviour::accept());
+    let token = world.gateway.token("acme").unwrap();
+    world.upload(&by_lane("good"), &[]);
+    let lines = Follower::start(&world, &token);
+    lines.wait_for(1);
+    let bad = world.upload(BEYOND_ITS_RIGHTS, &[]);
+    for _ in 0..10 {
+        submit_one_more(&world);
+    }
+    world.wait_taken_back("activate");
+    // What is another's is not told.
+    let words = ["policy", "activate", &bad, "--slot", "routing"];
+    world.gateway.run(&words).unwrap();
+    lines.wait_for(3);
+    world.gateway.stop().unwrap();
+    world.gateway.start().unwrap();
+    let words = ["policy", "canary", &bad, "--slot", SLOT, "--share", "5%"];
+    world.gateway.with_token(&token, &words).unwrap();
+    let words = ["policy", "rollback", "--slot", SLOT];
+    world.gateway.with_token(&token, &words).unwrap();
+    let told = lines.wait_for(5);
+    let words: Vec<String> = told
+        .iter()
+        .map(|line| format!("{} by {}", line["change"], line["by"]).replace('"', ""))
+        .collect();
+    assert_eq!(
+        words,
+        [
+            "activated by operator",
+            "activated by operator",
+            "rolled back by gateway",
+            "canary by tenant:acme",
+            "rolled back by tenant:acme"
+        ]
+    );
+    assert_eq!(told[2]["in_force_before"], *bad);
+    assert!(told[2]["cause"].as_str().unwrap().contains("not granted"));
+    // The same, looked up afterwards.
+    let mut history = world
+        .gateway
+        .with_token(&token, &["policy", "history"])
+        .unwrap();
+    history.as_array_mut().unwrap().reverse();
+    assert_eq!(history, Value::Array(told));
+}
+
+/// `tidegate policy history --follow --json` of a tenant, in a process of its own.
+struct Follower {
+    child: std::process::Child,
+    lines: std::sync::Arc<std::sync::Mutex<Vec<Value>>>,
+}
+
+impl Follower {
+    fn start(world: &World, token: &std::path::Path) -> Follower {
+        use std::io::BufRead;
+        let admin = std::fs::read_to_string(world.gateway.directory().join("data/admin.address"));
+        let mut child = std::process::Command::new(tidegate_tests::gateway::binary().unwrap())
+            .args(["policy", "history", "--follow", "--json"])
+            .env("TIDEGATE_TOKEN_FILE", token)
+            .env("TIDEGATE_ADMIN", admin.unwrap().trim())
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = std::sync::Arc::<std::sync::Mutex<Vec<Value>>>::default();
+        let (out, kept) = (child.stdout.take().unwrap(), lines.clone());
+        std::thread::spawn(move || {
+            for line in std::io::BufReader::new(out).lines().map_while(Result::ok) {
+                let line = serde_json::from_str(&line).unwrap();
+                kept.lock().unwrap().push(line);
+            }
+        });
+        Follower { child, lines }
+    }
+
+    fn wait_for(&self, number: usize) -> Vec<Value> {
+        eventually(&format!("{number} lines"), SOON, || {
+            let lines = self.lines.lock().unwrap();
+            (lines.len() >= number).then(|| lines.clone())
+        })
+        .unwrap_or_else(|error| panic!("{error:#}: {:?}", self.lines))
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 fn submit_one_more(world: &World) {
     world.send(&["b@customer.test"], "after the restart");
 }
@@ -437,10 +531,10 @@ fn a_change_by_another_gateway_on_the_same_database_is_followed() {
     let first = world.upload(&by_lane("first"), &[]);
     let second = world.upload(&by_lane("second"), &["--inactive"]);
     let change = format!(
-        r#"insert into activation (slot, body) values ('{SLOT}',
-            '{{"slot":"{SLOT}","digest":"{second}","step":"activate","at":1,"by":"operator"}}');
-           insert into tenant (id, body) values ('beta', '{{"id":"beta","domains":["beta.test"]}}');
-           update registry_version set version = version + 1"#
+        r#"update registry_version set version = version + 1;
+           insert into activation (id, slot, body) select version, '{SLOT}',
+            '{{"slot":"{SLOT}","digest":"{second}","step":"activate","at":1,"by":"operator"}}' from registry_version;
+           insert into tenant (id, body) values ('beta', '{{"id":"beta","domains":["beta.test"]}}')"#
     );
     postgres.query(&change).unwrap();
     let running = || world.slot()["running"]["digest"].clone();

@@ -1,6 +1,8 @@
 //! What the slots run: put in force, on trial, back; rehearsed before. Every change is a step
 //! in the history of its slot.
 
+use std::collections::BTreeMap;
+
 use axum::Extension;
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -67,6 +69,7 @@ async fn change(
     note: String,
 ) -> Result<Activation, ApiError> {
     let change = Activation {
+        seq: 0,
         slot,
         digest,
         step,
@@ -273,17 +276,80 @@ impl OfSlot {
     }
 }
 
-/// Newest first.
+/// Which changes are wanted.
+#[derive(Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct OfHistory {
+    slot: Option<String>,
+    since: Option<Timestamp>,
+    /// With numbers above this one, the oldest first: for who keeps up.
+    after: Option<u64>,
+    /// With numbers below this one: the page before.
+    before: Option<u64>,
+    limit: u32,
+}
+
+/// Most changes in one answer.
+const MAX_CHANGES: u32 = 1000;
+
+#[derive(Serialize)]
+pub(crate) struct ShownChange {
+    /// The change in one word, as the log and the counts have it.
+    change: &'static str,
+    #[serde(flatten)]
+    activation: Activation,
+    /// The revision that was in force when it was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    in_force_before: Option<String>,
+}
+
+/// Every change with what was in force before it, oldest first.
+fn changes(history: Vec<Activation>) -> impl DoubleEndedIterator<Item = ShownChange> {
+    let mut states: BTreeMap<String, SlotState> = BTreeMap::new();
+    let shown: Vec<ShownChange> = history
+        .into_iter()
+        .map(|activation| {
+            let state = states.entry(activation.slot.clone()).or_default();
+            let before = state.in_force.as_ref().map(|a| a.digest.clone());
+            state.apply(&activation);
+            ShownChange {
+                change: activation.word(),
+                activation,
+                in_force_before: before,
+            }
+        })
+        .collect();
+    shown.into_iter()
+}
+
+/// Newest first, or what came after a change in its order.
 pub(crate) async fn history(
     State(context): Shared,
     Extension(caller): Extension<Caller>,
-    Query(of): Query<OfSlot>,
-) -> Answer<Vec<Activation>> {
-    of.check(&caller)?;
-    let mut all = context.registry.activations().await?;
-    all.retain(|a| of.covers(&a.slot) && caller.may_use(&a.slot));
-    all.reverse();
-    Ok(axum::Json(all))
+    Query(of): Query<OfHistory>,
+) -> Answer<Vec<ShownChange>> {
+    let slot = OfSlot { slot: of.slot };
+    slot.check(&caller)?;
+    if of.limit > MAX_CHANGES {
+        return Err(
+            ApiError::invalid("limit", "the limit is too high").remedy(format!(
+                "use at most {MAX_CHANGES}, and go on with before or after"
+            )),
+        );
+    }
+    let most = if of.limit == 0 { MAX_CHANGES } else { of.limit } as usize;
+    let wanted = changes(context.registry.activations().await?).filter(|shown| {
+        let a = &shown.activation;
+        slot.covers(&a.slot)
+            && caller.may_use(&a.slot)
+            && of.since.is_none_or(|since| a.at >= since)
+            && of.after.is_none_or(|seq| a.seq > seq)
+            && of.before.is_none_or(|seq| a.seq < seq)
+    });
+    Ok(axum::Json(match of.after {
+        Some(_) => wanted.take(most).collect(),
+        None => wanted.rev().take(most).collect(),
+    }))
 }
 
 /// One step back: a trial is withdrawn; else what was in force before comes back; a tenant's

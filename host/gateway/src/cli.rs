@@ -11,6 +11,7 @@ mod log;
 mod policy;
 mod policy_build;
 mod policy_examples;
+mod policy_history;
 mod policy_new;
 mod policy_test;
 mod queue;

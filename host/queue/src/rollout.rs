@@ -42,6 +42,9 @@ impl Step {
 /// A change of what a slot runs. `slot` is `routing/TENANT`, `routing`, `shaping` or `export/NAME`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Activation {
+    /// Grows with each change of any slot, and is never given twice; 0 until it is written down.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub seq: u64,
     pub slot: String,
     /// The revision that the step is about.
     pub digest: String,
@@ -58,6 +61,14 @@ pub struct Activation {
     /// What was measured, where the gateway acted by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+}
+
+#[allow(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the form that serde asks for"
+)]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// What a step was taken for.
@@ -103,7 +114,8 @@ pub struct SlotState {
 }
 
 impl SlotState {
-    fn apply(&mut self, change: &Activation) {
+    /// Makes a change.
+    pub fn apply(&mut self, change: &Activation) {
         match change.step {
             Step::Activate => {
                 let before = self.in_force.take();
@@ -162,16 +174,24 @@ pub fn roll_back(slot: &str, history: &[Activation]) -> Option<(Step, String)> {
     let mut before = None;
     let mut taken_out = BTreeSet::new();
     for change in history.iter().filter(|a| a.slot == slot) {
+        let by_gateway = change.cause.is_some();
         match change.step {
             Step::Activate => {
-                if change.cause.is_some()
-                    && let Some(out) = before.take()
-                {
+                if by_gateway && let Some(out) = before.take() {
                     taken_out.insert(out);
+                }
+                if !by_gateway {
+                    // Somebody wanted it in spite of that.
+                    taken_out.remove(change.digest.as_str());
                 }
                 before = Some(change.digest.as_str());
             }
-            Step::Vacate => before = None,
+            Step::Vacate => {
+                if by_gateway && let Some(out) = before {
+                    taken_out.insert(out);
+                }
+                before = None;
+            }
             Step::Canary { .. } | Step::Shadow | Step::Withdraw => {}
         }
     }
@@ -239,6 +259,7 @@ mod tests {
 
     fn change(step: Step, digest: &str, at: i64) -> Activation {
         Activation {
+            seq: 0,
             slot: "routing/acme".to_owned(),
             digest: digest.to_owned(),
             step,
@@ -297,6 +318,27 @@ mod tests {
             roll_back("routing/acme", &history),
             Some((Step::Vacate, "a".to_owned()))
         );
+    }
+
+    #[test]
+    fn a_roll_back_passes_over_what_the_gateway_took_out_until_somebody_wants_it_again() {
+        let slot = "routing/acme";
+        let activate = |d: &str| Some((Step::Activate, d.to_owned()));
+        // A tenant's first revision, which gave way to the operator's for a cause.
+        let vacated = Activation {
+            step: Step::Vacate,
+            ..for_cause("a", 2)
+        };
+        let mut history = vec![
+            change(Step::Activate, "a", 1),
+            vacated,
+            change(Step::Activate, "b", 3),
+        ];
+        let gives_way = Some((Step::Vacate, "b".to_owned()));
+        assert_eq!(roll_back(slot, &history), gives_way);
+        history.push(change(Step::Activate, "a", 4));
+        history.push(change(Step::Activate, "b", 5));
+        assert_eq!(roll_back(slot, &history), activate("a"));
     }
 
     #[test]

@@ -27,6 +27,7 @@ const STEPS: &[Step] = &[
     step!("0002_registry"),
     step!("0003_rollout"),
     step!("0004_quota"),
+    step!("0005_history"),
 ];
 
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS migration (

@@ -263,15 +263,22 @@ pub(crate) async fn component(rows: &dyn Rows, digest: String) -> StoreResult<Op
     }
 }
 
+/// A change has the number of the registry's version that it makes: it grows in the order of the
+/// commits, by whichever gateway, and is not used again after a history was removed.
 pub(crate) async fn activate(rows: &dyn Rows, activation: Activation) -> StoreResult<()> {
     let args = vec![
         activation.slot.clone().into(),
         activation.digest.clone().into(),
-        body(&activation)?,
+        body(&Activation {
+            seq: 0,
+            ..activation.clone()
+        })?,
     ];
-    let sql = "INSERT INTO activation (slot, body)
-               SELECT $1, $3 WHERE EXISTS (SELECT 1 FROM revision WHERE digest = $2)";
-    if configure_one(rows, sql, args).await? == 0 {
+    let sql = "INSERT INTO activation (id, slot, body)
+               SELECT version, $1, $3 FROM registry_version
+               WHERE id = 1 AND EXISTS (SELECT 1 FROM revision WHERE digest = $2)";
+    let statements = vec![Stmt::new(BUMP, Vec::new()), Stmt::new(sql, args)];
+    if rows.execute(statements).await?.get(1) != Some(&1) {
         return Err(StoreError::Conflict(format!(
             "no revision has the digest {:?}",
             activation.digest
@@ -281,7 +288,19 @@ pub(crate) async fn activate(rows: &dyn Rows, activation: Activation) -> StoreRe
 }
 
 pub(crate) async fn activations(rows: &dyn Rows) -> StoreResult<Vec<Activation>> {
-    list(rows, "SELECT body FROM activation ORDER BY id").await
+    let sql = "SELECT id, body FROM activation ORDER BY id";
+    let found = rows
+        .select(sql.into(), Vec::new(), &[Kind::Int, Kind::Text])
+        .await?;
+    found
+        .iter()
+        .map(|row| {
+            Ok(Activation {
+                seq: row.int(0)? as u64,
+                ..parse("registry", row.text(1)?)?
+            })
+        })
+        .collect()
 }
 
 pub(crate) async fn keep_decisions(

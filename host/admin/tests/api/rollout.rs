@@ -67,6 +67,63 @@ fn a_revision_goes_live_in_steps() {
             "shadow", "activate", "canary", "canary", "withdraw", "vacate"
         ]
     );
+    let of = |field: &str| -> Vec<String> {
+        let list = history.as_array().unwrap().iter().rev();
+        list.map(|a| a[field].as_str().map_or("", |d| &d[..1]).to_owned())
+            .collect()
+    };
+    assert_eq!(of("digest"), ["a", "a", "b", "b", "b", "a"]);
+    assert_eq!(of("in_force_before"), ["", "", "a", "a", "a", "a"]);
+    let words: Vec<&Value> = history
+        .as_array()
+        .unwrap()
+        .iter()
+        .rev()
+        .map(|a| &a["change"])
+        .collect();
+    assert_eq!(
+        json!(words),
+        json!([
+            "shadow",
+            "promoted",
+            "canary",
+            "canary",
+            "rolled back",
+            "rolled back"
+        ])
+    );
+}
+
+#[test]
+fn the_history_is_read_by_the_page_and_from_where_one_was() {
+    let api = Api::start().with_tenant();
+    for name in ["a", "b", "c", "d"] {
+        let body = json!({"component": component(name), "slot": "routing/acme"});
+        assert_eq!(api.post("/policies", body).0, 201);
+    }
+    let get = |query: &str| -> (Vec<String>, Vec<u64>) {
+        let (status, list) = api.get(&format!("/slots/history?{query}"));
+        assert_eq!(status, 200, "{list}");
+        let list = list.as_array().unwrap();
+        let digest = |a: &Value| a["digest"].as_str().unwrap()[..1].to_owned();
+        let seq = |a: &Value| a["seq"].as_u64().unwrap();
+        (
+            list.iter().map(digest).collect(),
+            list.iter().map(seq).collect(),
+        )
+    };
+    let (digests, seqs) = get("slot=routing/acme");
+    assert_eq!(digests, ["d", "c", "b", "a"]);
+    assert!(seqs.is_sorted_by(|a, b| a > b), "{seqs:?}");
+    assert_eq!(get("limit=2").0, ["d", "c"]);
+    assert_eq!(get(&format!("limit=2&before={}", seqs[1])).0, ["b", "a"]);
+    assert_eq!(get(&format!("limit=2&after={}", seqs[3])).0, ["b", "c"]);
+    assert_eq!(get(&format!("after={}", seqs[0])).0, [""; 0]);
+    assert_eq!(get("since=32503680000000").0, [""; 0]);
+    assert_eq!(
+        api.refused(api.get("/slots/history?limit=1001")),
+        triple(422, "invalid", "limit")
+    );
 }
 
 #[test]

@@ -263,33 +263,95 @@ fn every_route_with_every_token() {
 
 #[test]
 fn a_route_without_a_row_in_the_table_is_noticed() {
-    let source = include_str!("../../src/lib.rs");
-    let mut known: Vec<String> = routes()
-        .iter()
-        .map(|r| r.1.split('?').next().unwrap().to_owned())
+    let rows: Vec<(&str, Vec<&str>)> = routes()
+        .into_iter()
+        .map(|(method, path, ..)| {
+            let path = path.split('?').next().unwrap();
+            (method, path.split('/').collect())
+        })
         .collect();
-    known.push("/log/x".to_owned());
+    let source = include_str!("../../src/lib.rs");
     let mut missing = Vec::new();
-    for path in source
-        .split("\"/")
-        .skip(1)
-        .filter_map(|rest| rest.split('"').next())
-        .filter(|path| !["api/v1", "health", "metrics"].contains(path))
-    {
-        let route: Vec<&str> = path.split('/').collect();
-        let covered = known.iter().any(|known| {
-            let words: Vec<&str> = known[1..].split('/').collect();
-            words.len() == route.len()
-                && words
-                    .iter()
-                    .zip(&route)
-                    .all(|(word, part)| word == part || part.starts_with('{'))
-        });
-        if !covered {
-            missing.push(path);
+    let mut seen = 0;
+    for route in source.split(".route(").skip(1) {
+        let path = route.split('"').nth(1).unwrap();
+        if ["/health", "/metrics"].contains(&path) {
+            continue;
+        }
+        let words: Vec<&str> = path.split('/').collect();
+        for method in ["get", "post", "put", "patch", "delete"] {
+            if !route.contains(&format!("{method}(")) {
+                continue;
+            }
+            seen += 1;
+            let covered = rows.iter().any(|(of, row)| {
+                of.eq_ignore_ascii_case(method)
+                    && row.len() == words.len()
+                    && row
+                        .iter()
+                        .zip(&words)
+                        .all(|(part, word)| part == word || word.starts_with('{'))
+            });
+            if !covered {
+                missing.push((method, path));
+            }
         }
     }
+    assert!(seen > 40, "{seen} routes in the source");
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+#[test]
+fn no_step_is_a_tenants_in_another_slot_or_with_a_revision_it_does_not_see() {
+    let t = tenants();
+    let paths = [
+        "/slots/activate",
+        "/slots/canary",
+        "/slots/shadow",
+        "/slots/promote",
+        "/slots/rollback",
+        "/slots/rehearse",
+    ];
+    let body = |path: &str, slot: &str, digest: &str| {
+        let mut body = json!({ "slot": slot });
+        if !["/slots/promote", "/slots/rollback"].contains(&path) {
+            body["digest"] = digest.into();
+        }
+        if path == "/slots/canary" {
+            body["percent"] = 5.into();
+        }
+        body
+    };
+    let history = || t.api.get("/slots/history").1;
+    let before = history();
+    for path in paths {
+        for slot in [
+            "routing",
+            "routing/beta",
+            "routing/",
+            "routing/acme/",
+            "Routing/acme",
+            "shaping",
+            "export/log",
+            "",
+        ] {
+            let (status, answer) = t.ask(&t.acme, "POST", path, &body(path, slot, "aaaaaa"));
+            assert_eq!(status, 403, "{path} {slot:?}: {answer}");
+        }
+    }
+    for path in [
+        "/slots/activate",
+        "/slots/canary",
+        "/slots/shadow",
+        "/slots/rehearse",
+    ] {
+        for digest in ["bbbbbb", "cccccc"] {
+            let wanted = body(path, "routing/acme", digest);
+            let (status, answer) = t.ask(&t.acme, "POST", path, &wanted);
+            assert_eq!(status, 404, "{path} {digest}: {answer}");
+        }
+    }
+    assert_eq!(history(), before);
 }
 
 #[test]

@@ -53,6 +53,16 @@ impl Client {
         })
     }
 
+    /// The same for an output whose every line is a value: errors are told on standard error only.
+    pub fn for_stream(&self) -> Client {
+        Client {
+            agent: self.agent.clone(),
+            address: self.address.clone(),
+            token: self.token.clone(),
+            json: false,
+        }
+    }
+
     pub fn get<T: DeserializeOwned>(
         &self,
         path: &str,

@@ -112,12 +112,8 @@ pub enum PolicyCommand {
     /// Show a revision with its configuration.
     #[command(after_help = "Example:\n  tidegate policy show 3f9ac1d2e4b5")]
     Show { digest: String },
-    /// List what was changed when, by whom and why, newest first.
-    #[command(after_help = "Example:\n  tidegate policy history --slot routing/acme")]
-    History {
-        #[arg(long)]
-        slot: Option<String>,
-    },
+    /// List what was changed when, by whom and why, newest first; or each change as it happens.
+    History(super::policy_history::HistoryArgs),
     /// One step back: withdraw what is on trial, else go back to what was active before.
     #[command(
         after_help = "Example:\n  tidegate policy rollback --slot routing/acme --note \"too many deferrals\""
@@ -173,7 +169,7 @@ fn percent(text: &str) -> Result<f64, String> {
 }
 
 /// Milliseconds since 1970, as the API takes it.
-fn since(text: Option<&str>) -> Result<Option<i64>, Failure> {
+pub(super) fn since(text: Option<&str>) -> Result<Option<i64>, Failure> {
     use tidegate_queue::Clock;
     let now = tidegate_net::clock::OsClock.now();
     text.map(|t| instant(t, now).map(|at| at.as_millis()))
@@ -207,7 +203,7 @@ fn revisions(list: &Value) -> Table {
 }
 
 /// `canary 5 %`, `activated`.
-fn step(a: &Value) -> String {
+pub(super) fn step(a: &Value) -> String {
     match a["purpose"].as_str() {
         Some("promotion") => return "promoted".to_owned(),
         Some("roll-back") => return "rolled back".to_owned(),
@@ -225,7 +221,7 @@ fn step(a: &Value) -> String {
     }
 }
 
-fn activations(list: &Value) -> Table {
+pub(super) fn activations(list: &Value) -> Table {
     let mut table = Table::new(&["AT", "SLOT", "STEP", "DIGEST", "BY", "CAUSE", "NOTE"]);
     for a in list.as_array().into_iter().flatten() {
         table.row([
@@ -499,13 +495,7 @@ impl PolicyCommand {
                     }
                 });
             }
-            PolicyCommand::History { slot } => {
-                let query: Vec<_> = slot.map(|s| ("slot", s)).into_iter().collect();
-                let list: Value = client.get("/slots/history", &query)?;
-                client.show(&list, |list| {
-                    activations(list).print("nothing was ever active there")
-                });
-            }
+            PolicyCommand::History(args) => args.run(client)?,
             PolicyCommand::Rollback { slot, note } => {
                 let answer: Value =
                     client.post("/slots/rollback", &json!({"slot": slot, "note": note}))?;

@@ -153,6 +153,7 @@ pub async fn install_defaults(config: &Config, dir: &Path) -> Result<Vec<Install
         for slot in taken {
             registry
                 .activate(Activation {
+                    seq: 0,
                     slot: slot.clone(),
                     digest: prepared.digest.clone(),
                     step: Step::Activate,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tidegate_mail::Timestamp;
 use tidegate_policy::{Incident, Observed};
-use tidegate_queue::rollout::{self, GATEWAY};
+use tidegate_queue::rollout::{self, GATEWAY, SlotState};
 use tidegate_queue::{Activation, Clock, DecisionRow, Purpose, Step, StoreError, StoreResult};
 
 use super::{News, Policies, trial_of};
@@ -79,15 +79,17 @@ pub async fn keep(host: Arc<GatewayHost>) {
 async fn follow(host: &GatewayHost) -> StoreResult<()> {
     use tidegate_admin::Host;
     host.directory_changed().await?;
-    if host.policies.follow().await? {
+    let (replan, done) = host.policies.follow().await?;
+    if replan {
         host.engine.replan();
     }
-    Ok(())
+    done
 }
 
 impl Policies {
-    /// Brings the host to what the history says. Returns whether the shaping policy changed.
-    pub async fn follow(&self) -> StoreResult<bool> {
+    /// Brings the host to what the history says. Returns whether the shaping policy changed, and an
+    /// error where some slot could not follow.
+    async fn follow(&self) -> StoreResult<(bool, StoreResult<()>)> {
         let _one = self.changing.lock().await;
         let history = self.registry.activations().await?;
         let mut states = rollout::slots(&history);
@@ -98,54 +100,66 @@ impl Policies {
             states.entry(slot).or_default();
         }
         let mut replan = false;
+        let mut done = Ok(());
         for (slot, state) in states {
             if !self.is_served(&slot) {
                 continue;
             }
-            let failed = |error: String| {
-                StoreError::Failed(format!("the slot {slot} could not follow: {error}"))
-            };
-            let wanted = state.in_force.as_ref().map(|a| a.digest.as_str());
-            let running = self.host.active(&slot);
-            if wanted != running.as_deref() {
-                match wanted {
-                    Some(digest) => {
-                        let prepared = self.prepared(digest).await.map_err(failed)?;
-                        self.host
-                            .activate(&slot, &prepared)
-                            .map_err(|e| failed(e.to_string()))?;
-                    }
-                    None => {
-                        self.host.deactivate(&slot);
-                    }
-                }
-                replan |= slot == "shaping";
-            }
-            let trials = self.host.trials();
-            let on_trial = trials
-                .iter()
-                .find(|(name, _)| *name == slot)
-                .map(|(_, t)| (t.digest.as_str(), t.kind));
-            match trial_of(&state) {
-                wanted if wanted == on_trial => {}
-                Some((digest, kind)) => {
-                    let prepared = self.prepared(digest).await.map_err(failed)?;
-                    self.host
-                        .try_out(&slot, &prepared, kind)
-                        .map_err(|e| failed(e.to_string()))?;
-                }
-                None => {
-                    self.host.withdraw(&slot);
+            match self.follow_slot(&slot, &state).await {
+                Ok(changed) => replan |= changed && slot == "shaping",
+                // The others are none the worse for it.
+                Err(error) => {
+                    done = Err(StoreError::Failed(format!(
+                        "the slot {slot} could not follow: {error}"
+                    )));
                 }
             }
         }
-        Ok(replan)
+        Ok((replan, done))
+    }
+
+    /// Brings one slot to its state. Returns whether another revision is in force now.
+    async fn follow_slot(&self, slot: &str, state: &SlotState) -> Result<bool, String> {
+        let wanted = state.in_force.as_ref().map(|a| a.digest.as_str());
+        let changed = wanted != self.host.active(slot).as_deref();
+        if changed {
+            match wanted {
+                Some(digest) => {
+                    let prepared = self.prepared(digest).await?;
+                    self.host
+                        .activate(slot, &prepared)
+                        .map_err(|e| e.to_string())?;
+                }
+                None => {
+                    self.host.deactivate(slot);
+                }
+            }
+        }
+        let trials = self.host.trials();
+        let on_trial = trials
+            .iter()
+            .find(|(name, _)| *name == slot)
+            .map(|(_, t)| (t.digest.as_str(), t.kind));
+        match trial_of(state) {
+            wanted if wanted == on_trial => {}
+            Some((digest, kind)) => {
+                let prepared = self.prepared(digest).await?;
+                self.host
+                    .try_out(slot, &prepared, kind)
+                    .map_err(|e| e.to_string())?;
+            }
+            None => {
+                self.host.withdraw(slot);
+            }
+        }
+        Ok(changed)
     }
 
     /// Writes down what is in force already. What can't be written stays, for the next time.
     async fn write_incidents(&self, unwritten: &mut Vec<Incident>) {
         while let Some(incident) = unwritten.first() {
             let change = Activation {
+                seq: 0,
                 slot: incident.slot.clone(),
                 digest: incident.digest.clone(),
                 step: incident.step,

@@ -176,6 +176,7 @@ pub async fn keeps_revisions_and_activations(place: &Place) {
         size: 3,
     };
     let activation = |digest: &str, at: i64| Activation {
+        seq: 0,
         slot: "routing".into(),
         digest: digest.into(),
         step: Step::Canary { permille: 50 },
@@ -241,14 +242,23 @@ pub async fn keeps_revisions_and_activations(place: &Place) {
         Some(&b"one"[..])
     );
     assert_eq!(registry.component("d9".into()).await.unwrap(), None);
-    let digests: Vec<String> = registry
-        .activations()
-        .await
-        .unwrap()
-        .into_iter()
-        .map(|a| a.digest)
-        .collect();
+    let history = registry.activations().await.unwrap();
+    let digests: Vec<&str> = history.iter().map(|a| a.digest.as_str()).collect();
     assert_eq!(digests, ["d1", "d2", "d1"]);
+    assert!(history.is_sorted_by(|a, b| a.seq < b.seq), "{history:?}");
+    // Whoever follows the history by its numbers misses nothing after a tenant was removed.
+    let last = history.last().unwrap().seq;
+    let of_tenant = Activation {
+        slot: "routing/beta".into(),
+        ..activation("d1", 6)
+    };
+    registry.activate(of_tenant).await.unwrap();
+    let of_tenant = registry.activations().await.unwrap().pop().unwrap().seq;
+    registry.remove_tenant("beta".into()).await.unwrap();
+    registry.activate(activation("d2", 7)).await.unwrap();
+    let newest = registry.activations().await.unwrap().pop().unwrap();
+    assert!(last < of_tenant && of_tenant < newest.seq, "{newest:?}");
+    assert_eq!(newest.digest, "d2");
     assert_eq!(
         registry.uploads().await.unwrap(),
         [

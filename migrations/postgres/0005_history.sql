@@ -1,0 +1,3 @@
+-- A change of a slot is numbered by the registry's version that it makes.
+CREATE INDEX activation_slot ON activation (slot);
+ALTER TABLE activation ALTER COLUMN id DROP IDENTITY;
