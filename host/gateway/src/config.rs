@@ -341,8 +341,8 @@ table! {
         /// relay. Never a refusal.
         fallback: Fallback = Fallback::Defer,
         /// Keep what routing policies are asked and answer (envelope, declared header fields,
-        /// origin; no content), for `tidegate policy rehearse`: up to 20 a second of a tenant.
-        /// A tenant can be left out: `tidegate tenant set ID --record-inputs false`.
+        /// origin; no content), for `tidegate policy rehearse`: up to 20 a second of a tenant and
+        /// 200 in all. A tenant can be left out: `tidegate tenant set ID --record-inputs false`.
         record_inputs: bool = true,
         /// How long they are kept.
         inputs_retention: Span = Span::days(7),

@@ -10,6 +10,7 @@ mod changes;
 mod defaults;
 mod follow;
 mod inputs;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,6 +33,9 @@ use crate::secrets::MasterKey;
 
 pub use defaults::{default_dir, install_defaults};
 pub use follow::keep;
+
+/// Rehearsals at the same time; each reads recorded decisions by the page.
+const REHEARSALS: usize = 8;
 
 /// The running binary, also after its file was replaced by a newer one.
 const OWN_BINARY: &str = "/proc/self/exe";
@@ -61,15 +65,27 @@ impl Workshop {
             })
     }
 
+    /// What somebody sent.
     async fn prepare(&self, component: &[u8], config: &str) -> Result<Prepared, Refused> {
         let upload = tidegate_policy::Upload { component, config };
         let prepared = worker::prepare_in_child(Path::new(OWN_BINARY), upload).await?;
+        Ok(self.keep(prepared))
+    }
+
+    /// What was accepted before, maybe by another gateway.
+    async fn prepare_again(&self, component: &[u8], config: &str) -> Result<Prepared, Refused> {
+        let upload = tidegate_policy::Upload { component, config };
+        let prepared = worker::prepare_again_in_child(Path::new(OWN_BINARY), upload).await?;
+        Ok(self.keep(prepared))
+    }
+
+    fn keep(&self, prepared: Prepared) -> Prepared {
         if let Err(error) = self.cache.put(&prepared) {
             // It will be compiled again at the next start.
             tracing::warn!(%error, "a compiled policy was not kept");
         }
         // From its file it takes less memory.
-        Ok(self.cache.get(&prepared.digest).unwrap_or(prepared))
+        self.cache.get(&prepared.digest).unwrap_or(prepared)
     }
 
     /// A revision of the registry, from the cache where it is there.
@@ -92,7 +108,7 @@ impl Workshop {
             .config;
         tracing::info!(digest, "compiling a policy");
         let prepared = self
-            .prepare(&component, &config)
+            .prepare_again(&component, &config)
             .await
             .map_err(|e| e.to_string())?;
         if prepared.digest == digest {
@@ -115,8 +131,10 @@ pub struct Policies {
     changes: changes::Changes,
     /// One change at a time, so that registry and host agree on the order.
     changing: tokio::sync::Mutex<()>,
-    /// Rehearsals at the same time.
-    rehearsing: tokio::sync::Semaphore,
+    /// Rehearsals under way, by slot.
+    rehearsing: turns::Turns,
+    /// Tenants' uploads under way: the worker that prepares them is one for all.
+    uploading: turns::Turns,
     /// Taken by the task that keeps up with them.
     news: Mutex<Option<News>>,
     /// Hashes addresses in what is handed out.
@@ -185,7 +203,8 @@ impl Policies {
             },
             changes: changes::Changes::default(),
             changing: tokio::sync::Mutex::new(()),
-            rehearsing: tokio::sync::Semaphore::new(2),
+            rehearsing: turns::Turns::new(REHEARSALS),
+            uploading: turns::Turns::new(usize::MAX),
             news: Mutex::new(news.map(|(incidents, observed)| News {
                 incidents,
                 observed,
@@ -193,7 +212,21 @@ impl Policies {
             hash_key: *key.address_key(),
         };
         policies.restore().await?;
+        policies.tidy_up().await;
         Ok(Arc::new(policies))
+    }
+
+    /// Removes compiled code that belongs to no revision, or to another build of the gateway.
+    async fn tidy_up(&self) {
+        let Ok(revisions) = self.registry.revisions().await else {
+            return;
+        };
+        let digests = revisions.iter().map(|r| r.digest.as_str());
+        match self.workshop.cache.retain(digests) {
+            Ok(0) => {}
+            Ok(files) => tracing::info!(files, "compiled policies of another version were removed"),
+            Err(error) => tracing::warn!(%error, "old compiled policies could not be removed"),
+        }
     }
 
     /// Puts in force what was in force last, and on trial what was on trial.
@@ -284,6 +317,13 @@ impl Policies {
 
     /// Compiles a component and keeps it as a revision.
     pub async fn upload(&self, upload: Upload) -> Result<Revision, ApiError> {
+        let _turn = match upload.by.starts_with("tenant:") {
+            true => Some(self.uploading.take(&upload.by).ok_or_else(|| {
+                ApiError::conflict("another upload of this tenant is being prepared")
+                    .remedy("upload one after the other: wait until that one is answered")
+            })?),
+            false => None,
+        };
         let prepared = self
             .workshop
             .prepare(&upload.component, &upload.config)

@@ -75,6 +75,9 @@ pub struct PolicyHost {
     /// One change at a time.
     changing: Mutex<()>,
     gate: Gate,
+    /// For calls without effect, of shadows and rehearsals: they get as much again, and take nothing
+    /// from the decisions.
+    aside: Arc<Gate>,
     options: HostOptions,
     observer: Observer,
     incidents: mpsc::UnboundedSender<Incident>,
@@ -94,6 +97,7 @@ impl PolicyHost {
             slots: ArcSwap::default(),
             changing: Mutex::default(),
             gate: Gate::default(),
+            aside: Arc::default(),
             options,
             observer: Observer::default(),
             incidents,
@@ -185,7 +189,12 @@ impl PolicyHost {
 
     /// Loads a revision for a rehearsal of what a slot was asked.
     pub fn rehearsal(&self, slot: &str, prepared: &Prepared) -> Result<Rehearsal, LoadError> {
-        let mut rehearsal = Rehearsal::new(&self.engine, prepared, self.directory.load_full())?;
+        let mut rehearsal = Rehearsal::new(
+            &self.engine,
+            prepared,
+            self.directory.load_full(),
+            self.aside.clone(),
+        )?;
         let tenant = slot.strip_prefix("routing/").unwrap_or_default();
         rehearsal.recorded_headers(self.slots.load().wanted(tenant));
         Ok(rehearsal)

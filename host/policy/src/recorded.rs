@@ -230,8 +230,8 @@ impl Recorded {
         })
     }
 
-    /// Replaces the local part of every address, and the user, by a keyed hash: equal
-    /// ones stay equal, domains stay as they are.
+    /// Replaces the local part of every address, also within header fields and other texts, and the
+    /// user by a keyed hash: equal ones stay equal, domains stay as they are.
     pub fn hash_addresses(&mut self, key: &[u8]) {
         let key = hmac::Key::new(hmac::HMAC_SHA256, key);
         let hashed = |text: &str| hex(&hmac::sign(&key, text.as_bytes()).as_ref()[..8]);
@@ -242,9 +242,54 @@ impl Recorded {
         };
         hide(&mut self.sender);
         self.recipients.iter_mut().for_each(hide);
+        let hide_within = |text: &mut String| *text = without_local_parts(text, hashed);
+        for (_, value) in self.headers.iter_mut().chain(&mut self.facts) {
+            hide_within(value);
+        }
+        if let Some(reply) = &mut self.passthrough_failed {
+            hide_within(&mut reply.text);
+        }
+        if let Some(answer) = &mut self.answer {
+            answer.tags.iter_mut().for_each(|(_, v)| hide_within(v));
+            for action in &mut answer.actions {
+                if let Action::Defer(reply) | Action::Refuse(reply) = action {
+                    hide_within(&mut reply.text);
+                }
+            }
+        }
         if let Some(user) = &mut self.origin.user {
             *user = hashed(user);
         }
+    }
+}
+
+/// A text in which the local part of each address is replaced.
+fn without_local_parts(text: &str, replaced: impl Fn(&str) -> String) -> String {
+    let mut hidden = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once('@') {
+        let (other, local) = before.split_at(local_part(before));
+        hidden.push_str(other);
+        if !local.is_empty() {
+            hidden.push_str(&replaced(local));
+        }
+        hidden.push('@');
+        rest = after;
+    }
+    hidden.push_str(rest);
+    hidden
+}
+
+/// Where the local part begins that the text ends with.
+fn local_part(text: &str) -> usize {
+    if let Some(quoted) = text.strip_suffix('"') {
+        return quoted.rfind('"').unwrap_or(text.len());
+    }
+    // What RFC 5322 section 3.2.3 allows in a dot-atom, and RFC 6532 beside it.
+    let outside = |c: char| !c.is_alphanumeric() && !"!#$%&'*+-/=?^_`{|}~.".contains(c);
+    match text.char_indices().rev().find(|(_, c)| outside(*c)) {
+        Some((at, c)) => at + c.len_utf8(),
+        None => 0,
     }
 }
 
@@ -405,6 +450,23 @@ mod tests {
         assert_ne!(local(0), local(2));
         assert!(record.recipients[1].ends_with("@y.example"));
         assert!(!record.sender.starts_with("a@"));
+
+        let line = r#"{"sender":"jane.doe@acme.example","recipients":["b@x.example"],
+            "headers":[["From","Jane <jane.doe@acme.example>, \"jane doe\"@acme.example"],["X-Kind","news @ten"]],
+            "passthrough_failed":{"code":550,"text":"<b@x.example>: unknown"},
+            "answer":{"actions":[{"refuse":{"code":550,"text":"b@x.example is not"}}],"tags":[["to","b@x.example"]]}}"#;
+        let mut letter: Recorded = serde_json::from_str(line).unwrap();
+        letter.hash_addresses(b"key");
+        let text = serde_json::to_string(&letter).unwrap();
+        assert!(
+            !text.contains("jane.doe") && !text.contains("jane doe"),
+            "{text}"
+        );
+        assert!(!text.contains("b@x.example"), "{text}");
+        // The same in the field as in the envelope.
+        let from = format!("Jane <{}>, ", letter.sender);
+        assert!(letter.headers[0].1.starts_with(&from), "{text}");
+        assert_eq!(letter.headers[1].1, "news @ten");
         assert!(record.question(Timestamp::from_secs(1)).is_ok());
     }
 }

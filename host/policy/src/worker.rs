@@ -4,7 +4,8 @@
 //! The gateway starts its own binary with the argument `policy-worker`, writes the upload to
 //! its standard input and reads the result from its standard output. The worker limits its
 //! own memory and processor time, gives up files, network and other programs, runs at the
-//! lowest priority, and is killed when its time is over. One at a time.
+//! lowest priority, and is killed when its time is over. One at a time works on uploads, and one
+//! on what the gateway itself has to have: an upload may be made to take long.
 
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -34,7 +35,8 @@ const WALL: Duration = Duration::from_secs(120);
 /// Compiled code is a few times larger than the snapshot.
 const REPLY: u64 = 256 * 1024 * 1024;
 
-static ONE: Semaphore = Semaphore::const_new(1);
+static FOR_UPLOADS: Semaphore = Semaphore::const_new(1);
+static FOR_OWN: Semaphore = Semaphore::const_new(1);
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -121,6 +123,15 @@ fn read_part(input: &mut impl Read, most: usize) -> io::Result<Vec<u8>> {
 
 /// Prepares an upload in a worker process: `exe policy-worker`.
 pub async fn prepare_in_child(exe: &Path, upload: Upload<'_>) -> Result<Prepared, Refused> {
+    prepare_by(&FOR_UPLOADS, exe, upload).await
+}
+
+/// The same with what was accepted before: it does not wait for uploads.
+pub async fn prepare_again_in_child(exe: &Path, upload: Upload<'_>) -> Result<Prepared, Refused> {
+    prepare_by(&FOR_OWN, exe, upload).await
+}
+
+async fn prepare_by(line: &Semaphore, exe: &Path, upload: Upload<'_>) -> Result<Prepared, Refused> {
     if upload.component.len() > limits::UPLOAD {
         return Err(Refused::TooLarge(format!(
             "{} bytes; at most {}",
@@ -135,7 +146,7 @@ pub async fn prepare_in_child(exe: &Path, upload: Upload<'_>) -> Result<Prepared
             limits::CONFIG
         )));
     }
-    let _one = ONE
+    let _one = line
         .acquire()
         .await
         .map_err(|e| Refused::Worker(e.to_string()))?;

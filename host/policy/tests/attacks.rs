@@ -11,9 +11,6 @@ use tidegate_policy::{PolicyHost, Refused};
 use tidegate_queue::Policy;
 use tidegate_queue::route::{Action, Occasion, Routing};
 
-/// `decide` answers with zeroes: managed, transactional, nothing else.
-const PLAIN: &str = "(i32.const 4096)";
-
 /// Puts these instructions before the answer of zeroes.
 fn answering(stores: &str) -> Vec<u8> {
     wat_policy(&format!("{stores} {PLAIN}"), "")
@@ -345,20 +342,6 @@ async fn neighbours_go_on_while_a_loop_runs() {
     }
     assert!(attack.await.unwrap().fallback.unwrap().contains("stopped"));
     assert!(served >= 5, "{served} decisions beside the loop");
-}
-
-/// Answers rightly, in time, and at a cost that would starve others: so many steps of a loop.
-fn costly(steps: u32) -> Vec<u8> {
-    wat_policy(
-        &format!(
-            "(local $n i32)
-             (loop $l
-                (local.set $n (i32.add (local.get $n) (i32.const 1)))
-                (br_if $l (i32.lt_u (local.get $n) (i32.const {steps}))))
-             {PLAIN}"
-        ),
-        "",
-    )
 }
 
 #[tokio::test]

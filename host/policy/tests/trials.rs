@@ -313,6 +313,39 @@ async fn a_shadow_is_compared_and_has_no_effect() {
 }
 
 #[tokio::test]
+async fn a_costly_shadow_and_rehearsal_get_their_share_of_time_and_take_none_from_decisions() {
+    let host = recording_host();
+    let slot = "routing/acme";
+    host.activate(slot, &by_lane("old")).unwrap();
+    let costly = try_prepare(&support::costly(3_000_000), "").unwrap();
+    host.try_out(slot, &costly, TrialKind::Shadow).unwrap();
+    let mut observed = host.observed().unwrap();
+    let mut records = Vec::new();
+    for n in 0..1000 {
+        let routing = host.route(&message(n)).await;
+        assert_eq!(routing.fallback, None);
+        let decision = observed.try_recv().unwrap();
+        host.shadow(&decision).await;
+        records.push(decision.record());
+    }
+    let (_, trial) = host.trials().remove(0);
+    assert!(trial.own.calls < 500, "{trial:?}");
+    assert_eq!(trial.own.calls + trial.skipped, 1000);
+    // What was used up is not the decisions'.
+    assert_eq!(host.route(&message(1)).await.fallback, None);
+
+    let mut rehearsal = host.rehearsal(slot, &costly).unwrap();
+    let begun = std::time::Instant::now();
+    for record in &records[..5] {
+        rehearsal.ask(record, NOW).await;
+    }
+    // Of half a millisecond and more each, in a twentieth of the time; the last one's is owed.
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_millis(40), "{took:?}");
+    assert_eq!(rehearsal.report().messages, 5);
+}
+
+#[tokio::test]
 async fn what_was_recorded_can_be_rehearsed() {
     let host = recording_host();
     host.activate("routing/acme", &by_lane("old")).unwrap();
@@ -370,7 +403,10 @@ async fn a_tenant_that_objects_is_not_recorded() {
     );
     host.activate("routing", &by_lane("all")).unwrap();
     let mut observed = host.observed().unwrap();
-    host.route(&question("acme", &["a@x.test"])).await;
+    // More than are kept in a second of all together.
+    for _ in 0..500 {
+        host.route(&question("acme", &["a@x.test"])).await;
+    }
     assert!(observed.try_recv().is_err());
     host.route(&question("beta", &["a@x.test"])).await;
     assert_eq!(observed.try_recv().unwrap().record().tenant, "beta");

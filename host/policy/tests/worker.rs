@@ -6,7 +6,7 @@ mod support;
 use std::path::PathBuf;
 
 use support::*;
-use tidegate_policy::worker::{SUBCOMMAND, prepare_in_child};
+use tidegate_policy::worker::{SUBCOMMAND, prepare_again_in_child, prepare_in_child};
 use tidegate_policy::{Refused, Upload};
 use tidegate_queue::Policy;
 
@@ -32,6 +32,7 @@ fn main() {
         prepares_what_the_process_itself_would().await;
         refuses_in_the_authors_words().await;
         survives_hostile_uploads().await;
+        what_the_gateway_needs_does_not_wait_for_uploads().await;
         can_reach_neither_files_nor_network_nor_programs();
         says_what_is_wrong_with_the_worker_itself().await;
     });
@@ -92,6 +93,24 @@ async fn survives_hostile_uploads() {
         other => panic!("{other:?}"),
     }
     child(&plugin("export-jsonl"), "").await.unwrap();
+}
+
+async fn what_the_gateway_needs_does_not_wait_for_uploads() {
+    // Each takes two seconds and is refused; one after the other.
+    let spins = wat_policy_with("(i32.const 4096)", "", "(loop $l (br $l))", "");
+    let uploads = async { tokio::join!(child(&spins, ""), child(&spins, ""), child(&spins, "")) };
+    let small = wat_policy(PLAIN, "");
+    let upload = Upload {
+        component: &small,
+        config: "",
+    };
+    let exe = exe();
+    let own = prepare_again_in_child(&exe, upload);
+    tokio::select! {
+        biased;
+        refused = uploads => panic!("it came after the uploads: {refused:?}"),
+        own = own => drop(own.unwrap()),
+    }
 }
 
 /// What a guest that broke out into the worker would try, in such a process.

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tidegate_admin::{ApiError, Inputs, Rehearse};
+use tidegate_policy::Rehearsal;
 use tidegate_policy::recorded::Recorded;
-use tidegate_queue::{Clock, DecisionQuery};
+use tidegate_queue::{Clock, DecisionQuery, DecisionRow};
 
 use super::Policies;
 
@@ -17,9 +18,12 @@ const PART: Duration = Duration::from_secs(2);
 impl Policies {
     /// Asks a revision about what a slot was asked, for [`PART`] at most.
     pub async fn rehearse(&self, wanted: Rehearse) -> Result<Value, ApiError> {
-        let Ok(_turn) = self.rehearsing.try_acquire() else {
-            return Err(ApiError::conflict("other rehearsals are under way")
-                .remedy("try again in some seconds"));
+        let Some(_turn) = self.rehearsing.take(&wanted.slot) else {
+            return Err(ApiError::conflict(format!(
+                "another rehearsal for {} is under way, or too many for other slots",
+                wanted.slot
+            ))
+            .remedy("try again in some seconds"));
         };
         let prepared = self
             .prepared(&wanted.digest)
@@ -43,21 +47,17 @@ impl Policies {
             let last = rows.len() < PAGE as usize;
             for row in rows {
                 after = row.id;
-                // The operator's slot is not asked about tenants who have their own.
-                let own = format!("routing/{}", row.tenant);
-                if tenant.is_none() && self.host.active(&own).is_some() {
-                    continue;
+                self.ask(&mut rehearsal, tenant.is_none(), &row).await;
+                // Within a page: where each call is costly one may take long.
+                if self.clock.now() >= end {
+                    break;
                 }
-                match serde_json::from_str::<Recorded>(&row.body) {
-                    Ok(record) => rehearsal.ask(&record, self.clock.now()).await,
-                    Err(error) => tracing::warn!(%error, id = row.id, "a damaged decision"),
-                }
-            }
-            if last {
-                break None;
             }
             if self.clock.now() >= end {
                 break Some(after);
+            }
+            if last {
+                break None;
             }
         };
         Ok(json!({
@@ -66,6 +66,18 @@ impl Policies {
             "report": rehearsal.report(),
             "next": next,
         }))
+    }
+
+    /// Asks about one decision. The operator's slot is not asked about tenants who have their own.
+    async fn ask(&self, rehearsal: &mut Rehearsal, of_operator: bool, row: &DecisionRow) {
+        let own = format!("routing/{}", row.tenant);
+        if of_operator && self.host.active(&own).is_some() {
+            return;
+        }
+        match serde_json::from_str::<Recorded>(&row.body) {
+            Ok(record) => rehearsal.ask(&record, self.clock.now()).await,
+            Err(error) => tracing::warn!(%error, id = row.id, "a damaged decision"),
+        }
     }
 
     /// Recorded decisions as they are kept.

@@ -66,12 +66,22 @@ impl PolicyHost {
             return;
         };
         let question = observed.question();
+        let Some(_turn) = self.aside.enter(Some(&question.tenant)).await else {
+            return trial.skipped();
+        };
         if !trial.breaker().allows(self.engine.uptime_ms()) {
             return trial.skipped();
         }
         let directory = self.directory.load_full();
         let grants = grants(question, &directory);
-        let answer = v1::decide(&self.engine, &trial.active, question, &grants).await;
+        let answer = self
+            .aside
+            .metered(
+                &question.tenant,
+                question.envelope.recipients.len(),
+                v1::decide(&self.engine, &trial.active, question, &grants),
+            )
+            .await;
         let record = observed.record();
         match answer {
             Ok(routing) => {
@@ -140,15 +150,17 @@ impl PolicyHost {
         trial: Option<Arc<Trial>>,
     ) {
         let shadow = trial.filter(|t| t.kind == TrialKind::Shadow);
-        let keep = self.options.record
-            && self
-                .observer
-                .sample(&question.tenant, self.engine.uptime_ms() / 1000)
+        let wanted = self.options.record
             && self
                 .directory
                 .load()
                 .tenant(&question.tenant)
                 .is_none_or(|t| t.record_inputs);
+        // Last: what is not kept takes no room from what is.
+        let keep = wanted
+            && self
+                .observer
+                .sample(&question.tenant, self.engine.uptime_ms() / 1000);
         if keep || shadow.is_some() {
             self.observer.observe(question, routing, keep, shadow);
         }

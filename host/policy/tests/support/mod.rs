@@ -158,6 +158,23 @@ pub fn wat_policy_with(decide: &str, extra: &str, init: &str, imports: &str) -> 
     embed(&module)
 }
 
+/// `decide` answers with zeroes: managed, transactional, nothing else.
+pub const PLAIN: &str = "(i32.const 4096)";
+
+/// Answers rightly, in time, and at a cost that would starve others: so many steps of a loop.
+pub fn costly(steps: u32) -> Vec<u8> {
+    wat_policy(
+        &format!(
+            "(local $n i32)
+             (loop $l
+                (local.set $n (i32.add (local.get $n) (i32.const 1)))
+                (br_if $l (i32.lt_u (local.get $n) (i32.const {steps}))))
+             {PLAIN}"
+        ),
+        "",
+    )
+}
+
 /// Adds the component-type section of the routing world to a core module in WAT.
 pub fn embed(module: &str) -> Vec<u8> {
     let mut bytes = wat::parse_str(module).unwrap_or_else(|e| panic!("{e}"));
