@@ -56,8 +56,9 @@ const ONLY_NET: &[(&str, &[&str])] = &[
     ("SystemTime::now", &[]),
     ("Timestamp::now", &[]),
     ("Zoned::now", &[]),
-    // Stopwatches: a policy's call is billed by time; the store gives up on a database that does
-    // not come back, and on contents that nobody claims. No decision about a mail reads them.
+    // Stopwatches: a policy's call is billed by time; the store syncs what was committed a while
+    // ago, gives up on a database that does not come back, and on contents that nobody claims. No
+    // decision about a mail reads them.
     ("Instant::now", &["policy", "store"]),
     // The admin API brings its own server and has one listener, on loopback.
     ("TcpListener", &["gateway", "admin"]),

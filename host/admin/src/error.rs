@@ -88,6 +88,12 @@ impl From<StoreError> for ApiError {
                 error.to_string(),
             )
             .remedy("free space on the volume of data_dir"),
+            StoreError::Busy(_) => ApiError::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "storage-busy",
+                error.to_string(),
+            )
+            .remedy("try again; end what else has the database open"),
             StoreError::Failed(_) => ApiError::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "storage-failed",

@@ -33,6 +33,11 @@ impl Item {
         self.mail.is_some()
     }
 
+    /// Whether it is a notice that pays debts.
+    pub fn pays(&self) -> bool {
+        self.message.is_some() && !self.changes.is_empty()
+    }
+
     /// Roughly what it weighs in a batch.
     pub fn bytes(&self) -> usize {
         self.message.as_ref().map_or(0, |m| match &m.content {

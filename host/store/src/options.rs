@@ -22,7 +22,7 @@ pub struct Options {
     /// Which run of the machine this is: after another one, what had not been synced may be gone
     /// from the disk (SQLite only).
     pub boot: String,
-    /// How segment files are written; replaced by tests that inject faults.
+    /// How segment files are written and read; replaced by tests that inject faults.
     pub disk: Arc<dyn Disk>,
 }
 

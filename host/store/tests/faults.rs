@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use bytes::Bytes;
 use common::*;
-use tidegate_mail::{EventKind, MessageId};
+use tidegate_mail::{End, EventKind, MessageId, Owes};
 use tidegate_queue::*;
 use tidegate_store::{Disk, Options, RealDisk};
 
@@ -22,6 +22,7 @@ struct Faulty {
     creates: AtomicI64,
     writes: AtomicI64,
     syncs: AtomicI64,
+    reads: AtomicI64,
     errno: AtomicI64,
 }
 
@@ -33,6 +34,7 @@ impl Faulty {
             creates: AtomicI64::new(NEVER),
             writes: AtomicI64::new(NEVER),
             syncs: AtomicI64::new(NEVER),
+            reads: AtomicI64::new(NEVER),
             errno: AtomicI64::new(i64::from(errno)),
         })
     }
@@ -60,6 +62,11 @@ impl Disk for Faulty {
     fn sync(&self, file: &File) -> io::Result<()> {
         self.pass(&self.syncs)?;
         RealDisk.sync(file)
+    }
+
+    fn read(&self, file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.pass(&self.reads)?;
+        RealDisk.read(file, buffer, offset)
     }
 }
 
@@ -239,6 +246,134 @@ async fn a_failed_sync_is_fatal_until_the_store_is_opened_again() {
     assert_whole(&opened.store, &[first]).await;
     let events = opened.store.events(0, 100).await.unwrap();
     assert!(events.iter().all(|e| e.event.message == first));
+}
+
+/// A message whose recipient owes a notice, and the notice that pays that.
+async fn owing(
+    store: &Arc<dyn Store>,
+    source: &tidegate_mail::IdSource,
+) -> (MessageId, NewMessage) {
+    let id = source.next(T0);
+    let new = message(id, T0, &["a@x.example"], "text");
+    store.accept(new).await.unwrap();
+    let settled = |owes, kind| {
+        let state = done(T0, End::Bounced, owes);
+        settlement(store, recipient(id, 0), state, kind, T0)
+    };
+    let failed = settled(Owes::Failure, EventKind::Bounced);
+    store.settle(vec![failed]).await.unwrap();
+    let mut notice = message(
+        source.next(T0),
+        T0,
+        &["anna@sender.example"],
+        pattern(5000, 1),
+    );
+    notice.pays = vec![settled(Owes::None, EventKind::DsnSent)];
+    (id, notice)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_notice_whose_content_could_not_be_synced_is_still_owed() {
+    let (place, disk) = faulty(EIO);
+    let opened = place.open().await;
+    let (id, notice) = owing(&opened.store, &ids()).await;
+    disk.syncs.store(0, Ordering::SeqCst);
+    let refused = opened.store.accept(notice.clone()).await;
+    assert!(matches!(refused, Err(StoreError::Failed(_))), "{refused:?}");
+    disk.syncs.store(NEVER, Ordering::SeqCst);
+    drop(opened);
+    let opened = place.open().await;
+    let owed = opened.store.owing(10).await.unwrap();
+    assert_eq!(owed, [(recipient(id, 0), Owes::Failure)]);
+    // And is paid with a second try.
+    opened.store.accept(notice).await.unwrap();
+    assert!(opened.store.owing(10).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_notice_that_paid_a_debt_is_never_dropped_at_a_start() {
+    let mut place = Place::sqlite();
+    let opened = place.open().await;
+    let (_, notice) = owing(&opened.store, &ids()).await;
+    let id = notice.id;
+    opened.store.accept(notice).await.unwrap();
+    let found = opened.store.messages(vec![id]).await.unwrap();
+    opened.store.close().await;
+    // It was synced before its commit, so this is damage, which is told.
+    damage(&place, &found[0]);
+    place.options.boot = "another".to_owned();
+    let opened = place.open().await;
+    assert_eq!(opened.store.messages(vec![id]).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_disk_that_can_not_be_read_at_a_start_costs_no_mail() {
+    let (mut place, disk) = faulty(EIO);
+    let opened = place.open().await;
+    let id = ids().next(T0);
+    let new = message(id, T0, &["a@x.example"], pattern(5000, id.as_i64() as u8));
+    opened.store.accept(new).await.unwrap();
+    opened.store.close().await;
+    place.options.boot = "another".to_owned();
+    disk.reads.store(0, Ordering::SeqCst);
+    let opened = place.open().await;
+    assert!(disk.reads.load(Ordering::SeqCst) < 0, "it looked");
+    disk.reads.store(NEVER, Ordering::SeqCst);
+    assert_whole(&opened.store, &[id]).await;
+}
+
+/// Calls follow each other without a pause in which the writer would have nothing to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settlements_are_synced_in_time_however_many_come() {
+    let mut place = Place::sqlite();
+    place.options.sync_interval = std::time::Duration::from_millis(20);
+    let opened = place.open().await;
+    let id = ids().next(T0);
+    let to = ["a@x.example"; 8];
+    let new = message(id, T0, &to, "text");
+    opened.store.accept(new).await.unwrap();
+    let before = opened.store.counts().await.unwrap().syncs;
+    let since = std::time::Instant::now();
+    let busy = (0..8u32).map(|index| {
+        let store = opened.store.clone();
+        tokio::spawn(async move {
+            loop {
+                let state = deferred(T0, 1);
+                let later =
+                    settlement(&store, recipient(id, index), state, EventKind::Deferred, T0);
+                store.settle(vec![later]).await.unwrap();
+                if store.counts().await.unwrap().syncs >= before + 5 {
+                    return;
+                }
+                let waited = since.elapsed();
+                assert!(waited.as_secs() < 15, "nothing was synced in {waited:?}");
+            }
+        })
+    });
+    for task in busy.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_another_program_has_locked_is_busy_and_recovers() {
+    use sqlx::{ConnectOptions, Connection, Executor};
+    let place = Place::sqlite();
+    let opened = place.open().await;
+    let source = ids();
+    let mut other = sqlx::sqlite::SqliteConnectOptions::new()
+        .filename(place.dir.path().join("queue.db"))
+        .connect()
+        .await
+        .unwrap();
+    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    let new = message(source.next(T0), T0, &["a@x.example"], "text");
+    let refused = opened.store.accept(new.clone()).await;
+    assert!(matches!(refused, Err(StoreError::Busy(_))), "{refused:?}");
+    other.execute("ROLLBACK").await.unwrap();
+    other.close().await.unwrap();
+    opened.store.accept(new).await.unwrap();
+    assert_eq!(opened.store.counts().await.unwrap().messages, 1);
 }
 
 /// A stream's bytes may be what a failed sync of a refused batch was about.

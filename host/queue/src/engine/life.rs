@@ -38,7 +38,7 @@ pub(super) async fn begin(
     match store.set_life(node, life).await {
         Ok(()) => {}
         // Delivering what is there matters more than the mark.
-        Err(error @ StoreError::Full(_)) => {
+        Err(error @ (StoreError::Full(_) | StoreError::Busy(_))) => {
             tracing::warn!(%error, "the start could not be noted");
         }
         Err(error) => return Err(error),

@@ -16,6 +16,9 @@ pub enum StoreError {
     /// No room: stop accepting (452 4.3.1), go on delivering where that is safe.
     #[error("storage is full: {0}")]
     Full(String),
+    /// Nothing was written; it may be when it is tried again (451 4.3.0).
+    #[error("storage is busy: {0}")]
+    Busy(String),
     /// A sync or commit failed, so what is on the disk is unknown. The store takes no
     /// more mail until it is opened again (451 4.3.0).
     #[error("storage failed: {0}")]

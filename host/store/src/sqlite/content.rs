@@ -96,6 +96,9 @@ impl Load {
     }
 }
 
+/// Tells how many syncs brought a load to stable storage.
+pub(crate) type Synced = oneshot::Receiver<io::Result<u64>>;
+
 struct Job {
     load: Load,
     written: oneshot::Sender<io::Result<()>>,
@@ -138,15 +141,8 @@ impl Loader {
         Ok(Loader { jobs })
     }
 
-    /// The first answer: written (to the page cache); the second: on stable storage, with
-    /// the number of syncs.
-    pub fn begin(
-        &self,
-        load: Load,
-    ) -> (
-        oneshot::Receiver<io::Result<()>>,
-        oneshot::Receiver<io::Result<u64>>,
-    ) {
+    /// The first answer: written (to the page cache); the second: on stable storage.
+    pub fn begin(&self, load: Load) -> (oneshot::Receiver<io::Result<()>>, Synced) {
         let (written, was_written) = oneshot::channel();
         let (synced, was_synced) = oneshot::channel();
         // If the thread is gone the senders are dropped, which the receivers see.
@@ -290,9 +286,12 @@ impl SegmentReader {
             .ok_or_else(|| io::Error::other(format!("segment {} is gone", piece.segment)))?;
         let data = match cached(&file, &piece)? {
             Some(data) => data,
-            None => tokio::task::spawn_blocking(move || record::read(&file, &piece))
-                .await
-                .unwrap_or_else(|e| Err(io::Error::other(e)))?,
+            None => {
+                let disk = self.segments.disk.clone();
+                tokio::task::spawn_blocking(move || record::read(&*disk, &file, &piece))
+                    .await
+                    .unwrap_or_else(|e| Err(io::Error::other(e)))?
+            }
         };
         *self.last.lock().unwrap_or_else(|e| e.into_inner()) = Some((at, data.clone()));
         Ok(data)

@@ -1,4 +1,4 @@
-//! How segment files are written and synced: the seam at which tests inject faults.
+//! How segment files are written, synced and read: the seam at which tests inject faults.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice};
@@ -15,6 +15,11 @@ pub trait Disk: Send + Sync + 'static {
 
     /// Returns once what was written is on stable storage.
     fn sync(&self, file: &File) -> io::Result<()>;
+
+    /// Fills the buffer with what lies at `offset`.
+    fn read(&self, file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        file.read_exact_at(buffer, offset)
+    }
 }
 
 /// The operating system's files.

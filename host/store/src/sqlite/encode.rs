@@ -156,6 +156,8 @@ pub(crate) fn encode(
     let mut texts: Vec<u8> = Vec::with_capacity(4096);
     let (mut messages, mut recipients) = (Table::new(), Table::new());
     let mut accepted = String::from("[");
+    // Of these the contents are synced before the commit.
+    let verified = items.iter().any(Item::pays);
     let mut new_promises: Vec<(Arc<Promise>, i64)> = Vec::new();
     let mut contents = contents.iter();
     let mut days: BTreeMap<u32, DayTables> = BTreeMap::new();
@@ -165,10 +167,12 @@ pub(crate) fn encode(
             &item.message,
             item.message.as_ref().and_then(|_| contents.next()),
         ) {
-            if accepted.len() > 1 {
-                accepted.push(',');
+            if !verified {
+                if accepted.len() > 1 {
+                    accepted.push(',');
+                }
+                let _ = write!(accepted, "{}", message.id);
             }
-            let _ = write!(accepted, "{}", message.id);
             messages
                 .row()
                 .int(message.id)

@@ -59,6 +59,7 @@ pub(crate) fn classify(error: &sqlx::Error) -> Reach {
 pub(crate) fn read_error(error: sqlx::Error) -> StoreError {
     match classify(&error) {
         Reach::Full => StoreError::Full(error.to_string()),
+        Reach::Busy => StoreError::Busy(error.to_string()),
         _ => StoreError::Damaged(format!("the database can't be read: {error}")),
     }
 }

@@ -123,7 +123,7 @@ impl SqliteStore {
             next_seq: last_seq + 1,
             sync_interval: options.sync_interval,
             syncing: true,
-            unsynced: false,
+            unsynced: None,
             to_free: Vec::new(),
             lock,
         };
@@ -248,7 +248,8 @@ async fn note_boot(conn: &mut SqliteConnection, boot: &str) {
 /// disk. They were never acknowledged, so they are dropped. Any earlier content was synced before
 /// the last commit began. A crash of the process alone leaves none, since what it wrote is the
 /// system's: what can't be read then is damaged, and is told. So is the content of a file that
-/// is missing as a whole: files are synced before their first record.
+/// is missing as a whole: files are synced before their first record. A disk that gives an error
+/// has not said that a record is not there, so its message stays and is deferred.
 async fn drop_unwritten(conn: &mut SqliteConnection, segments: &Segments) -> StoreResult<()> {
     let sql = "SELECT id, content FROM message WHERE id IN
                (SELECT value FROM json_each((SELECT value FROM meta WHERE name = 'latest')))";
@@ -258,12 +259,7 @@ async fn drop_unwritten(conn: &mut SqliteConnection, segments: &Segments) -> Sto
         let id: i64 = row.try_get(0).map_err(read_error)?;
         let content: String = row.try_get(1).map_err(read_error)?;
         let pieces = from_ref(&content)?;
-        let whole = pieces.iter().all(|piece| {
-            segments
-                .file(piece.segment)
-                .is_none_or(|file| record::read(&file, piece).is_ok())
-        });
-        if whole {
+        if !is_torn(segments, MessageId::from_i64(id), &pieces) {
             continue;
         }
         let day = crate::codec::log_day(MessageId::from_i64(id));
@@ -284,4 +280,21 @@ async fn drop_unwritten(conn: &mut SqliteConnection, segments: &Segments) -> Sto
         );
     }
     Ok(())
+}
+
+/// Whether a content did not reach the disk as a whole: blocking.
+fn is_torn(segments: &Segments, message: MessageId, pieces: &[Piece]) -> bool {
+    for piece in pieces {
+        let Some(file) = segments.file(piece.segment) else {
+            continue;
+        };
+        match record::read(&*segments.disk, &file, piece) {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => return true,
+            Err(error) => {
+                tracing::error!(%message, %error, "a content can't be read now; its message stays");
+            }
+        }
+    }
+    false
 }

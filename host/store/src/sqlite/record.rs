@@ -6,10 +6,11 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
 use tidegate_queue::{ContentRef, StoreError, StoreResult};
+
+use super::disk::Disk;
 
 pub(crate) const HEADER: usize = 32;
 const MAGIC: [u8; 4] = *b"TGr1";
@@ -87,9 +88,12 @@ pub(crate) fn header(piece: &Piece, message: i64, part: u32, data: &[u8]) -> [u8
 }
 
 /// Reads and verifies a record: blocking.
-pub(crate) fn read(file: &File, piece: &Piece) -> io::Result<Bytes> {
+///
+/// # Errors
+/// `InvalidData` if what is there is not the record; else what the disk says.
+pub(crate) fn read(disk: &dyn Disk, file: &File, piece: &Piece) -> io::Result<Bytes> {
     let mut buffer = vec![0u8; HEADER + piece.length as usize];
-    file.read_exact_at(&mut buffer, piece.offset)
+    disk.read(file, &mut buffer, piece.offset)
         .map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => bad(piece, "the file ends before it"),
             _ => error,

@@ -4,22 +4,24 @@
 //! statements; the commit is asked for once the contents are written, and calls are
 //! answered once both are on stable storage. So a row can outlive its content only if the
 //! machine stops between the two, and then it belongs to the last batch, which the next
-//! start verifies.
+//! start verifies. A notice that pays a debt must not be dropped so, for the debt is gone
+//! with its commit: a batch with one in it is committed only after its contents are synced.
 //!
 //! A batch of settlements alone is committed without a sync of its own; it becomes
-//! durable with the next one, at the latest after `sync_interval`. Space that it freed is
-//! not used again before that.
+//! durable with the next one. The first batch that finds such a commit older than
+//! `sync_interval` is synced; if none comes the writer syncs by itself. Space that they
+//! freed is not used again before that.
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Connection, Executor, Row as _};
 use tidegate_mail::{Promise, Timestamp};
 use tidegate_queue::{Content, StoreError, SweepReport};
 
-use super::content::{Load, Loader};
+use super::content::{Load, Loader, Synced};
 use super::encode::{self, Batch, Param};
 use super::record::{Piece, to_ref};
 use super::rows::{bind_value, run};
@@ -43,8 +45,8 @@ pub(crate) struct SqliteWriter {
     pub sync_interval: Duration,
     /// Whether the connection syncs at a commit now.
     pub syncing: bool,
-    /// There are commits that no sync has followed.
-    pub unsynced: bool,
+    /// When the first commit was made that no sync has followed, or its sync failed.
+    pub unsynced: Option<Instant>,
     /// Freed by commits that are not synced yet.
     pub to_free: Vec<Piece>,
     /// Held for as long as the database is open.
@@ -127,7 +129,7 @@ impl SqliteWriter {
             }
             Err(error) => return Err(Refusal::Batch(error)),
         };
-        let sync = !load.is_empty() || items.iter().any(Item::needs_sync);
+        let sync = !load.is_empty() || items.iter().any(Item::needs_sync) || self.is_overdue();
         let loading = (!load.is_empty()).then(|| self.loader.begin(load));
         self.make_days(items).await?;
         self.set_sync(sync).await?;
@@ -138,7 +140,7 @@ impl SqliteWriter {
                 return Err(refusal);
             }
         };
-        let synced = match loading {
+        let mut synced = match loading {
             None => None,
             Some((written, synced)) => {
                 let written = written
@@ -154,21 +156,35 @@ impl SqliteWriter {
                 Some(synced)
             }
         };
+        if items.iter().any(Item::pays)
+            && let Some(synced) = synced.take()
+            && let Err(refusal) = self.contents_synced(synced).await
+        {
+            self.roll_back().await;
+            return Err(refusal);
+        }
         if let Err(error) = run(&mut self.conn, "COMMIT").await {
             self.roll_back().await;
             return Err(refuse(&error));
         }
         if let Some(synced) = synced {
-            let result = synced
-                .await
-                .unwrap_or_else(|_| Err(std::io::Error::other("the content thread has ended")));
-            match result {
-                Ok(syncs) => Tally::add(&self.tally.syncs, syncs),
-                Err(error) => return Err(Refusal::Fatal(format!("sync of contents: {error}"))),
-            }
+            self.contents_synced(synced).await?;
         }
         self.note(batch, freed, sync);
         Ok(())
+    }
+
+    async fn contents_synced(&self, synced: Synced) -> Result<(), Refusal> {
+        let result = synced
+            .await
+            .unwrap_or_else(|_| Err(std::io::Error::other("the content thread has ended")));
+        match result {
+            Ok(syncs) => {
+                Tally::add(&self.tally.syncs, syncs);
+                Ok(())
+            }
+            Err(error) => Err(Refusal::Fatal(format!("sync of contents: {error}"))),
+        }
     }
 
     /// Takes note of a batch that was committed.
@@ -194,13 +210,18 @@ impl SqliteWriter {
         if sync {
             self.note_sync();
         } else {
-            self.unsynced = true;
+            self.unsynced.get_or_insert_with(Instant::now);
         }
+    }
+
+    fn is_overdue(&self) -> bool {
+        self.unsynced
+            .is_some_and(|since| since.elapsed() >= self.sync_interval)
     }
 
     fn note_sync(&mut self) {
         Tally::add(&self.tally.syncs, 1);
-        self.unsynced = false;
+        self.unsynced = None;
         use std::sync::atomic::Ordering::Relaxed;
         self.tally.synced.store(self.next_seq - 1, Relaxed);
         let pieces = std::mem::take(&mut self.to_free);
@@ -370,12 +391,13 @@ impl Backend for SqliteWriter {
     }
 
     fn idle(&self) -> Option<Duration> {
-        self.unsynced.then_some(self.sync_interval)
+        self.unsynced
+            .map(|since| self.sync_interval.saturating_sub(since.elapsed()))
     }
 
     /// By a small commit that is synced, and with it all before it.
     async fn sync(&mut self) -> Result<(), Refusal> {
-        if !self.unsynced {
+        if self.unsynced.is_none() {
             return Ok(());
         }
         let beat = Stmt::new(
@@ -383,7 +405,12 @@ impl Backend for SqliteWriter {
              DO UPDATE SET value = CAST(value + 1 AS TEXT)",
             Vec::new(),
         );
-        self.execute(vec![beat]).await.map(drop)
+        let done = self.execute(vec![beat]).await;
+        if done.is_err() {
+            // Not again at once.
+            self.unsynced = Some(Instant::now());
+        }
+        done.map(drop)
     }
 
     async fn sweep(&mut self, keep_from: Timestamp) -> Result<SweepReport, Refusal> {
@@ -460,7 +487,7 @@ fn refuse(error: &sqlx::Error) -> Refusal {
             "it is in the queue already: {error}"
         ))),
         Reach::Full => Refusal::Batch(StoreError::Full(error.to_string())),
-        Reach::Busy => Refusal::Batch(StoreError::Failed(format!(
+        Reach::Busy => Refusal::Batch(StoreError::Busy(format!(
             "another program has locked the database: {error}"
         ))),
         Reach::Broken => Refusal::Fatal(error.to_string()),
