@@ -91,7 +91,8 @@ table! {
         data_dir: PathBuf = "/var/lib/tidegate".into(),
         /// `sqlite` keeps everything in `data_dir`. `postgres://user@host/database` keeps
         /// queue and log in PostgreSQL. A password belongs in the environment variable
-        /// `TIDEGATE_DATABASE` (which replaces this key) or in `~/.pgpass`, not here.
+        /// `TIDEGATE_DATABASE` (which replaces this key) or in `~/.pgpass`, not here. The
+        /// database must have the encoding UTF8.
         database: String = "sqlite".into(),
         /// Number of this gateway, part of every queue id it gives. Gateways that share a
         /// database need different ones.

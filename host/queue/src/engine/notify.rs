@@ -16,7 +16,7 @@ use tidegate_mail::{Event, EventKind, MessageId, Owes, RecipientState, TrafficCl
 use tokio::sync::Notify;
 
 use super::flight::Carried;
-use super::{Engine, add, shard_of};
+use super::{Engine, add, new_entry, queue_key, shard_of};
 use crate::directory::BUILT_IN_RELAY;
 use crate::ports::*;
 use crate::route::Managed;
@@ -32,6 +32,9 @@ const PAY_AGAIN: Duration = Duration::from_secs(5);
 pub(super) struct Debt {
     pub message: MessageId,
     pub held: Vec<(Ticket, Next)>,
+    /// The notice that the store said it could not take. Where that was said because its
+    /// commit broke off, it may stand all the same.
+    tried: Option<MessageId>,
 }
 
 #[derive(Default)]
@@ -50,6 +53,7 @@ impl Debts {
                 _ => queue.push_back(Debt {
                     message,
                     held: held.into_iter().collect(),
+                    tried: None,
                 }),
             }
         }
@@ -87,9 +91,9 @@ impl Engine {
     /// not be stored stays owed.
     pub(super) async fn pay_debts(&self) -> StoreResult<usize> {
         let mut looked_at = 0;
-        while let Some(debt) = self.debts.pop() {
+        while let Some(mut debt) = self.debts.pop() {
             looked_at += 1;
-            if let Err(error) = self.pay(&debt).await {
+            if let Err(error) = self.pay(&mut debt).await {
                 tracing::error!(message = %debt.message, %error, "a notice could not be stored; trying again");
                 self.note_store_error(&error);
                 self.debts.give_back(debt);
@@ -111,8 +115,13 @@ impl Engine {
     }
 
     /// One notice for each kind that is owed by recipients of this message.
-    async fn pay(&self, debt: &Debt) -> StoreResult<()> {
+    async fn pay(&self, debt: &mut Debt) -> StoreResult<()> {
         let message = debt.message;
+        if let Some(notice) = debt.tried
+            && self.take_up(notice).await?
+        {
+            debt.tried = None;
+        }
         let owing: Vec<QueuedRecipient> = self
             .parts
             .store
@@ -132,10 +141,35 @@ impl Engine {
             let of_kind: Vec<&QueuedRecipient> =
                 owing.iter().filter(|r| r.state.owes == kind).collect();
             if !of_kind.is_empty() {
-                self.send_notice(&carried, kind, &of_kind).await?;
+                // The same id again: one that stands after all excludes a second.
+                let id = debt.tried.unwrap_or_else(|| self.ids.next(self.now()));
+                debt.tried = Some(id);
+                self.send_notice(&carried, kind, &of_kind, id).await?;
+                debt.tried = None;
             }
         }
         Ok(())
+    }
+
+    /// Puts a notice that the store has into the schedule. `false`: it hasn't.
+    async fn take_up(&self, notice: MessageId) -> StoreResult<bool> {
+        let found = self.parts.store.recipients(notice).await?;
+        if found.is_empty() {
+            return Ok(false);
+        }
+        tracing::warn!(%notice, "a notice whose commit was in doubt is in the queue");
+        add(&self.counters.notices, 1);
+        let now = self.now();
+        {
+            let mut scheduler = self.schedule();
+            for r in found.iter().filter(|r| !r.state.is_done()) {
+                let key = queue_key(&r.tenant, &r.domain, &r.promise);
+                scheduler.add(&key, new_entry(r.id, &r.state, &r.promise), now);
+            }
+        }
+        self.alarm.notify_one();
+        self.kick();
+        Ok(true)
     }
 
     async fn send_notice(
@@ -143,12 +177,12 @@ impl Engine {
         about: &Carried,
         kind: Owes,
         recipients: &[&QueuedRecipient],
+        id: MessageId,
     ) -> StoreResult<()> {
         let Some(sender) = about.envelope.reverse_path.clone() else {
             return Ok(());
         };
         let now = self.now();
-        let id = self.ids.next(now);
         let (event, pays) = self.payments(about, kind, recipients, id)?;
         let Some(dsn_kind) = Kind::of(kind) else {
             return Ok(());

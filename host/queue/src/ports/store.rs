@@ -264,7 +264,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// When it returns `Ok`, content, envelope, recipients, events and cleared debts are
     /// on stable storage, all of them; this is the moment of responsibility. On an error
-    /// nothing of it will be seen again, also after a crash.
+    /// nothing of it will be seen again, also after a crash; but a message that pays debts
+    /// may stand after [`StoreError::Failed`], with the debts paid: where it does, its
+    /// recipients are found under its id, and the same id is not taken again.
     fn accept(&self, message: NewMessage) -> Fut<'_, StoreResult<()>>;
 
     /// When it returns, the states and events are committed in order. A recipient that is

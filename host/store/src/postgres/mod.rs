@@ -49,7 +49,11 @@ pub(crate) fn refuse(error: &sqlx::Error) -> Refusal {
     };
     match code.as_deref() {
         Some("23505") => Refusal::Blame(StoreError::Conflict(format!(
-            "it is in the queue already: {error}"
+            "it is in the queue or the log already: {error}"
+        ))),
+        // Class 22: a value that no column can hold. The others of its batch can be stored.
+        Some(code) if code.starts_with("22") => Refusal::Blame(StoreError::Conflict(format!(
+            "PostgreSQL can't store it: {error}"
         ))),
         // Class 53: insufficient resources; 53100 is a full disk.
         Some(code) if code.starts_with("53") => Refusal::Batch(StoreError::Full(error.to_string())),

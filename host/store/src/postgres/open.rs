@@ -27,8 +27,9 @@ impl PgStore {
     /// takes all shards: a gateway that held them is fenced from then on.
     ///
     /// # Errors
-    /// `Conflict` for a URL that is none, a server that does not sync its commits, or a
-    /// database of a newer version; `Failed` if the server can't be reached.
+    /// `Conflict` for a URL that is none, a server that does not sync its commits, a database
+    /// that can't hold every character, or one of a newer version; `Failed` if the server
+    /// can't be reached.
     pub async fn open(url: &str, options: Options) -> StoreResult<Arc<Self>> {
         let connect: PgConnectOptions = url
             .parse::<PgConnectOptions>()
@@ -37,6 +38,7 @@ impl PgStore {
             .disable_statement_logging();
         let mut conn = connect.connect().await.map_err(read_error)?;
         check_durability(&mut conn).await?;
+        check_encoding(&mut conn).await?;
         migrate::postgres(&mut conn).await?;
         let epochs = take_shards(&mut conn, &options.owner).await?;
         conn.execute(
@@ -111,6 +113,18 @@ async fn check_durability(conn: &mut PgConnection) -> StoreResult<()> {
         }
     }
     Ok(())
+}
+
+/// Mail and replies hold characters of any script: a text that can't be stored would be refused
+/// with its message, or its attempt be made again.
+async fn check_encoding(conn: &mut PgConnection) -> StoreResult<()> {
+    let encoding = setting(conn, "server_encoding").await?;
+    if encoding == "UTF8" {
+        return Ok(());
+    }
+    Err(StoreError::Conflict(format!(
+        "the PostgreSQL database has the encoding {encoding}, which can't hold every character: make one with CREATE DATABASE name ENCODING 'UTF8' TEMPLATE template0"
+    )))
 }
 
 async fn take_shards(conn: &mut PgConnection, owner: &str) -> StoreResult<Arc<[u64]>> {

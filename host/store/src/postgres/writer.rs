@@ -3,13 +3,16 @@
 //!
 //! A connection that breaks before the commit was asked for has changed nothing. One that
 //! breaks at the commit leaves a doubt: the transaction's fate is then asked of the
-//! server over a new connection, and nobody is told "accepted" before it is known.
+//! server over a new connection, and nobody is told "accepted" before it is known. Where it
+//! can't be learnt in time the callers are refused, and their messages go if they turn out to
+//! stand, before anything else is written. A notice stays: the debts that it paid can't be
+//! put back.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::postgres::PgConnectOptions;
+use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgSeverity};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row as _};
 use tidegate_mail::{Promise, Timestamp};
 use tidegate_queue::{Content, StoreError, SweepReport};
@@ -48,7 +51,7 @@ pub(crate) struct PgWriter {
 
 pub(crate) struct Doubt {
     transaction: String,
-    /// Ids and log days.
+    /// Ids and log days of those that were refused.
     messages: Vec<(i64, u32)>,
 }
 
@@ -80,7 +83,7 @@ impl PgWriter {
                 }
             };
             if let Some(doubt) = &self.doubt {
-                settle_doubt(&mut conn, doubt).await?;
+                settle_doubt(&mut conn, &self.epochs, doubt).await?;
                 self.doubt = None;
             }
             self.conn = Some(conn);
@@ -171,7 +174,7 @@ impl PgWriter {
             match conn.execute("COMMIT").await {
                 Ok(_) => Ok(done),
                 // The server said no: it is rolled back.
-                Err(error @ sqlx::Error::Database(_)) => Err(Broken::Refused(refuse(&error))),
+                Err(error) if is_refusal(&error) => Err(Broken::Refused(refuse(&error))),
                 Err(_) => Err(Broken::AtCommit(Box::new(done))),
             }
         }
@@ -221,6 +224,15 @@ impl PgWriter {
     }
 }
 
+/// Whether an error at a commit says that it was not made. One that ends the session does not:
+/// a server that is stopped while it waits for its standby has committed.
+fn is_refusal(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .and_then(|error| error.try_downcast_ref::<PgDatabaseError>())
+        .is_some_and(|error| !matches!(error.severity(), PgSeverity::Fatal | PgSeverity::Panic))
+}
+
 /// `committed`, `aborted`, `in progress`; nothing if it is too long ago.
 async fn status(conn: &mut PgConnection, transaction: &str) -> Result<Option<String>, sqlx::Error> {
     let query = sqlx::query("SELECT pg_xact_status($1::text::xid8)").bind(transaction);
@@ -228,14 +240,27 @@ async fn status(conn: &mut PgConnection, transaction: &str) -> Result<Option<Str
 }
 
 /// Messages of a doubtful commit were refused: if it was committed after all, they go.
-async fn settle_doubt(conn: &mut PgConnection, doubt: &Doubt) -> Result<(), Refusal> {
+async fn settle_doubt(
+    conn: &mut PgConnection,
+    epochs: &[u64],
+    doubt: &Doubt,
+) -> Result<(), Refusal> {
     let fate = status(conn, &doubt.transaction)
         .await
         .map_err(|e| refuse(&e))?;
-    if fate.as_deref() != Some("committed") {
-        return Ok(());
+    match fate.as_deref() {
+        Some("aborted") => return Ok(()),
+        Some("in progress") => {
+            return Err(Refusal::Batch(StoreError::Failed(
+                "PostgreSQL has not ended a commit yet that broke off".into(),
+            )));
+        }
+        // Committed, or so long ago that the server has forgotten.
+        _ => {}
     }
-    let mut sql = String::from("BEGIN;");
+    run_text(conn, "BEGIN").await?;
+    fence(conn, epochs, &[]).await?;
+    let mut sql = String::new();
     for (id, day) in &doubt.messages {
         sql.push_str(&format!(
             "DELETE FROM message WHERE id = {id}; DELETE FROM recipient WHERE message = {id};
@@ -272,7 +297,8 @@ impl Backend for PgWriter {
                     }
                     Some(false) => {}
                     None => {
-                        let messages = items.iter().filter_map(|item| {
+                        let refused = items.iter().filter(|item| !item.pays());
+                        let messages = refused.filter_map(|item| {
                             let mail = item.mail.as_ref()?;
                             Some((mail.id, mail.day))
                         });
