@@ -32,6 +32,8 @@ pub struct Crash {
     held: Mutex<Option<Call>>,
     /// As of a database server: a failure is not for good.
     recovers: AtomicBool,
+    /// What every writing call is answered with instead of being done.
+    refuses: Mutex<Option<StoreError>>,
 }
 
 #[derive(Clone, Copy)]
@@ -78,6 +80,11 @@ impl Crash {
     /// Calls of this name wait until the next such order.
     pub fn hold(&self, call: Option<Call>) {
         *lock(&self.held) = call;
+    }
+
+    /// Every writing call is refused so until the next such order.
+    pub fn refuse(&self, error: Option<StoreError>) {
+        *lock(&self.refuses) = error;
     }
 
     pub fn disarm(&self) {
@@ -177,6 +184,9 @@ impl FaultyStore {
     }
 
     async fn write<T>(&self, name: Call, call: Fut<'_, StoreResult<T>>) -> StoreResult<T> {
+        if let Some(error) = lock(&self.crash.refuses).clone() {
+            return Err(error);
+        }
         self.crash.call(name, true, call, gone).await
     }
 

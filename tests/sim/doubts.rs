@@ -1,11 +1,11 @@
-//! A store that fails without dying, and a clock that was wrong.
+//! A store that fails without dying or that another gateway has, and a clock that was wrong.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_mail::{EventKind, Notify};
-use tidegate_queue::Settings;
 use tidegate_queue::control::QueueQuery;
+use tidegate_queue::{Intake, Settings, StoreError};
 
 use crate::scenario::{START, Scenario};
 use crate::steady::{HOUR, Steady, events, mail, notices, times};
@@ -123,4 +123,73 @@ async fn a_clock_set_forward_by_days_ends_lifetimes_once_and_nothing_storms() {
     assert_eq!(notices(&scenario).len(), 1, "the failure, and no delay");
     let queue = scenario.engine().queue(QueueQuery::default()).await;
     assert!(queue.expect("a listing").is_empty());
+}
+
+#[tokio::test]
+async fn a_notice_whose_commit_was_in_doubt_is_sent_once() {
+    // Of failure, and of delay, whose debtor stays in the queue.
+    for (manner, at) in [
+        (Manner::Refuse, Duration::ZERO),
+        (Manner::Unreachable(NEVER), HOUR * 3 + HOUR * 9 / 10),
+    ] {
+        let scenario = forgetful().await;
+        scenario.world.set("x.test", manner.clone());
+        let (id, _) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+        if !at.is_zero() {
+            scenario.pass(at).await;
+        }
+        assert!(notices(&scenario).is_empty());
+        scenario.crash.doubt("accept");
+        scenario.pass(HOUR / 5).await;
+        for _ in 0..5 {
+            scenario.pass(Duration::from_secs(60)).await;
+        }
+        assert_eq!(notices(&scenario).len(), 1, "{manner:?}");
+        assert_eq!(scenario.engine().stats().notices, 1);
+        let log = events(&scenario, id).await;
+        let told = |kind| times(&log, kind).len();
+        let told = told(EventKind::DsnSent) + told(EventKind::DelayNotified);
+        assert_eq!(told, 1, "{log:?}");
+        scenario.pass(HOUR * 48).await;
+        let counts = scenario.store().counts().await.expect("counts");
+        assert_eq!((counts.messages, counts.owing), (0, 0), "{manner:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_whose_queue_another_has_taken_over_attempts_nothing_more() {
+    let scenario = forgetful().await;
+    scenario.world.set("x.test", Manner::Greylist(1));
+    for n in 0..3 {
+        let address = format!("r{n}@x.test");
+        scenario.submit(mail(&[(&address, Notify::Absent)])).await;
+        scenario.pass(Duration::from_secs(20)).await;
+    }
+    assert_eq!(scenario.engine().stats().deferred, 3);
+    assert!(scenario.engine().refusal().is_none());
+    scenario.crash.refuse(Some(StoreError::Fenced(0)));
+    scenario.pass(HOUR).await;
+    // The one attempt whose result was refused.
+    assert_eq!(scenario.world.delivered().len(), 1);
+    assert_eq!(scenario.engine().refusal().map(|r| r.code), Some(451));
+    let (_, reply) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    assert_eq!(reply.code, 451, "{reply}");
+}
+
+#[tokio::test]
+async fn a_store_that_was_busy_is_used_again() {
+    let scenario = forgetful().await;
+    scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    let busy = StoreError::Busy("another program has locked the database".to_owned());
+    scenario.crash.refuse(Some(busy));
+    let (_, reply) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    assert_eq!(reply.code, 451, "{reply}");
+    scenario.pass(Duration::from_secs(5)).await;
+    scenario.crash.refuse(None);
+    assert!(scenario.engine().refusal().is_none());
+    let (_, reply) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    assert_eq!(reply.code, 250, "{reply}");
+    scenario.pass(HOUR).await;
+    assert_eq!(scenario.world.delivered().len(), 2);
+    assert_eq!(scenario.engine().stats().waiting, 0);
 }

@@ -84,7 +84,8 @@ pub struct Engine {
     running: AtomicBool,
     /// Set while stopping: nothing new is accepted or attempted.
     stopping: AtomicBool,
-    /// The store said that it failed: no new mail until a restart.
+    /// The store said that it failed, or that another gateway has it: no new mail and no attempts
+    /// until a restart.
     store_failed: AtomicBool,
     /// The last message could not be stored.
     doubtful: AtomicBool,

@@ -45,6 +45,20 @@ async fn a_gateway_that_took_over_fences_the_other() {
         .await;
     assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
     assert_eq!(new.store.counts().await.unwrap().recipients, 1);
+    // Nor does it change anything else, and least of all drops the other's log.
+    let refused = old.store.set_cursor("log".into(), 77).await;
+    assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
+    let refused = old.store.set_life(0, Life::default()).await;
+    assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
+    let refused = old.registry.remove_tenant("tenant-a".into()).await;
+    assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
+    let later = T0.plus(Duration::from_secs(9 * 24 * 3600));
+    let refused = old.store.sweep(later).await;
+    assert!(matches!(refused, Err(StoreError::Fenced(_))), "{refused:?}");
+    assert_eq!(new.store.cursor("log".into()).await.unwrap(), 0);
+    let found = new.store.search(LogQuery::default()).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].events.len(), 2);
 
     new.store
         .settle(vec![delivered(&new.store, recipient(id, 0), T0)])

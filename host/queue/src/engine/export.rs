@@ -8,6 +8,7 @@
 //! policy's, the receiver's or the configuration's, and the cursor stays.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -119,10 +120,16 @@ impl Engine {
     }
 
     async fn try_batch(&self, name: &str, sink: &dyn Sink, narrowing: &mut Narrowing) -> Exported {
+        if self.store_failed.load(Ordering::Relaxed) {
+            // The cursor would not move, and every batch go out again and again.
+            self.failed(name, "storage failed; nothing is exported until a restart");
+            return Exported::Failed(None);
+        }
         let batch = match self.next_batch(name, sink, narrowing).await {
             Ok(batch) => batch,
             Err(error) => {
                 tracing::warn!(exporter = name, %error, "events could not be read");
+                self.note_store_error(&error);
                 self.failed(name, &format!("events could not be read: {error}"));
                 return Exported::Failed(None);
             }
@@ -166,6 +173,7 @@ impl Engine {
         if let Err(error) = self.parts.store.set_cursor(name.to_owned(), last).await {
             tracing::warn!(exporter = name, %error, "the export cursor could not be moved; the batch will be exported again");
             self.failed(name, &format!("the cursor could not be moved: {error}"));
+            self.note_store_error(&error);
             return Exported::Failed(None);
         }
         narrowing.taken(batch.len());

@@ -105,6 +105,7 @@ impl Engine {
         let store = &self.parts.store;
         if let Err(error) = store.change_measures(put.clone(), gone.clone()).await {
             tracing::warn!(%error, "automatic measures could not be stored");
+            self.note_store_error(&error);
             self.schedule().not_stored(put, gone);
         }
     }

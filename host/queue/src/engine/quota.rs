@@ -33,6 +33,7 @@ impl Engine {
         }
         if let Err(error) = self.parts.store.set_quota_use(used.clone()).await {
             tracing::warn!(%error, "what tenants used of their quotas could not be stored");
+            self.note_store_error(&error);
             self.schedule().quota_use_not_stored(&used);
         }
     }

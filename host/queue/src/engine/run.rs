@@ -99,7 +99,10 @@ impl Engine {
                 tracing::info!(days = report.log_days_dropped, "log days dropped");
             }
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "the sweep failed"),
+            Err(error) => {
+                tracing::warn!(%error, "the sweep failed");
+                self.note_store_error(&error);
+            }
         }
         self.sweep_measures(keep_from).await;
         let now = self.now();

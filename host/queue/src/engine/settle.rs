@@ -166,10 +166,10 @@ impl Engine {
                 self.committed(entries);
                 true
             }
-            Err(StoreError::Fenced(shard)) => {
-                tell(&mut entries, &StoreError::Fenced(shard));
+            Err(error @ StoreError::Fenced(_)) => {
+                tell(&mut entries, &error);
                 // Another gateway owns these recipients now and makes its own attempts.
-                tracing::warn!(shard, "settlements refused: the shard has a new owner");
+                self.note_store_error(&error);
                 let now = self.now();
                 let mut scheduler = self.schedule();
                 for entry in entries {
@@ -236,9 +236,16 @@ impl Engine {
         }
     }
 
+    /// Ends intake and attempts where the store takes nothing any more.
     pub(super) fn note_store_error(&self, error: &StoreError) {
-        if matches!(error, StoreError::Failed(_)) && !self.parts.store.recovers() {
-            self.store_failed.store(true, Ordering::Relaxed);
+        let for_good = match error {
+            StoreError::Failed(_) => !self.parts.store.recovers(),
+            // What is in memory is another's to deliver: any attempt would be made twice.
+            StoreError::Fenced(_) => true,
+            _ => false,
+        };
+        if for_good && !self.store_failed.swap(true, Ordering::Relaxed) {
+            tracing::error!(%error, "no mail is taken and nothing is attempted until a restart");
         }
     }
 

@@ -2,8 +2,9 @@
 //! ground on which several gateways can share a queue.
 //!
 //! Ownership is by shard: this gateway takes all shards when it opens the database and
-//! raises their epochs. Every transaction names the epochs it relies on and locks those
-//! rows against a change, so once another gateway has taken over this one writes nothing.
+//! raises their epochs. Every transaction of the one writer names the epochs it relies on and
+//! locks those rows against a change, so once another gateway has taken over this one changes
+//! nothing any more. (A content that streams in is nobody's before a message claims it.)
 
 mod content;
 mod open;

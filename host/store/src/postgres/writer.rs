@@ -323,9 +323,11 @@ impl Backend for PgWriter {
     }
 
     async fn execute(&mut self, statements: Vec<Stmt>) -> Result<Vec<u64>, Refusal> {
+        let epochs = self.epochs.clone();
         let result = async {
             let conn = self.connection().await?;
             run_text(conn, "BEGIN").await?;
+            fence(conn, &epochs, &[]).await?;
             let mut counts = Vec::with_capacity(statements.len());
             for statement in statements {
                 let mut query = sqlx::query(AssertSqlSafe(statement.sql.into_owned()));
