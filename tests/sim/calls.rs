@@ -19,11 +19,12 @@ use crate::steady::{HOUR, mail};
 use crate::world::{ByName, Manner, NEVER};
 
 /// Each of them is made by the story, at its start again after a crash, or by a delivery.
-const CALLS: [&str; 22] = [
+const CALLS: [&str; 23] = [
     "accept",
     "settle",
     "log",
     "load",
+    "newest_id",
     "messages",
     "recipients",
     "content_writer",

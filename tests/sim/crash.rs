@@ -278,6 +278,10 @@ impl Store for FaultyStore {
         Box::pin(self.read("load", self.inner.load(after, max)))
     }
 
+    fn newest_id(&self, until: Timestamp) -> Fut<'_, StoreResult<Option<MessageId>>> {
+        Box::pin(self.read("newest_id", self.inner.newest_id(until)))
+    }
+
     fn messages(&self, ids: Vec<MessageId>) -> Fut<'_, StoreResult<Vec<QueuedMessage>>> {
         Box::pin(self.read("messages", self.inner.messages(ids)))
     }

@@ -106,6 +106,28 @@ async fn mail_accepted_under_a_clock_that_was_ahead_goes_at_the_next_start() {
     let log = events(&scenario, id).await;
     assert_eq!(times(&log, EventKind::Delivered).len(), 1, "{log:?}");
     assert_eq!(scenario.engine().stats().expired, 0);
+    // Ids say the time again, and mail is logged under its day.
+    let (next, _) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    assert_eq!(next.given_at().day(), START.day());
+}
+
+#[tokio::test]
+async fn ids_do_not_come_again_when_the_clock_is_set_back_over_a_restart() {
+    let mut scenario = forgetful().await;
+    let (first, _) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+    scenario.pass(Duration::from_secs(5)).await;
+    for back in [Duration::ZERO, HOUR / 2] {
+        scenario.clock.set(START.minus(back));
+        scenario.restart().await;
+        let (second, reply) = scenario.submit(mail(&[(TO, Notify::Absent)])).await;
+        assert_eq!(reply.code, 250, "{reply}");
+        assert!(second > first, "{second} after {first}");
+        scenario.pass(Duration::from_secs(5)).await;
+        for id in [first, second] {
+            let log = events(&scenario, id).await;
+            assert_eq!(times(&log, EventKind::Delivered).len(), 1, "{log:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -26,6 +26,12 @@ impl MessageId {
         self.0 as i64
     }
 
+    /// Above every id that was given by the end of this millisecond, and not above any later one.
+    pub fn after(at: Timestamp) -> MessageId {
+        let next = u64::try_from(at.as_millis()).map_or(0, |ms| ms.saturating_add(1));
+        MessageId(next.min(u64::MAX >> 21) << 20)
+    }
+
     /// The millisecond in which the id was given.
     pub const fn given_at(self) -> Timestamp {
         Timestamp((self.0 >> 20) as i64)
@@ -127,6 +133,14 @@ impl IdSource {
         }
     }
 
+    /// Gives ids above all of the millisecond in which this one was given, by whatever node.
+    #[must_use]
+    pub fn above(self, id: MessageId) -> Self {
+        self.last
+            .fetch_max((id.0 >> 20) << 12 | 0xfff, Ordering::Relaxed);
+        self
+    }
+
     pub fn next(&self, now: Timestamp) -> MessageId {
         let floor = u64::try_from(now.as_millis()).unwrap_or(0) << 12;
         let step = |last: u64| floor.max(last + 1);
@@ -153,6 +167,30 @@ mod tests {
             assert!(id > last);
             last = id;
         }
+    }
+
+    #[test]
+    fn ids_go_on_above_those_of_an_earlier_source() {
+        let now = Timestamp::from_secs(1_795_489_500);
+        let before = IdSource::new(3);
+        let old: Vec<MessageId> = (0..5).map(|_| before.next(now)).collect();
+        let newest = old[4];
+        assert!(newest < MessageId::after(now));
+        assert!(
+            IdSource::new(0).next(now.plus(std::time::Duration::from_millis(1)))
+                >= MessageId::after(now)
+        );
+        // The clock was set back, and each node counts for itself.
+        for node in [0, 3, 255] {
+            let source = IdSource::new(node).above(newest);
+            let id = source.next(now.minus(std::time::Duration::from_secs(60)));
+            assert!(id > MessageId::after(now.minus(std::time::Duration::from_millis(1))));
+            assert!(!old.contains(&id) && id > newest, "{id}");
+        }
+        // A clock that runs as it should is not touched.
+        let later = now.plus(std::time::Duration::from_secs(1));
+        let id = IdSource::new(3).above(newest).next(later);
+        assert_eq!(id, IdSource::new(3).next(later));
     }
 
     #[test]

@@ -27,6 +27,7 @@ mod watch;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tidegate_mail::{IdSource, Promise, RecipientState, State, Timestamp};
@@ -48,6 +49,9 @@ const LOAD_PAGE: u32 = 20_000;
 /// Domains resolved at the same time: more would only wait within the resolver, and those whose
 /// time runs out there count as attempts.
 const MAX_RESOLUTIONS: usize = 256;
+
+/// How far ids may run ahead of the clock: so far a search of the log looks beyond its end.
+const IDS_AHEAD: Duration = Duration::from_secs(3600);
 
 /// Opens a sealed secret.
 pub type Unseal = Arc<dyn Fn(&str) -> Option<String> + Send + Sync>;
@@ -173,10 +177,16 @@ impl Engine {
                 }
             }
         }
+        // After a clock that was set back ids go on above those that were given. Not above those of
+        // a clock that was wrong by more: their day is the one under which mail is logged.
+        let mut ids = IdSource::new(parts.node);
+        if let Some(newest) = parts.store.newest_id(now.plus(IDS_AHEAD)).await? {
+            ids = ids.above(newest);
+        }
         let cut_off = life::begin(&*parts.store, parts.node, newest).await?;
         Ok(Arc::new_cyclic(|me| Engine {
             me: me.clone(),
-            ids: IdSource::new(parts.node),
+            ids,
             scheduler: Mutex::new(scheduler),
             flights: Flights::new(parts.settings.content_budget),
             ledger: Ledger::default(),

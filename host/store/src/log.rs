@@ -173,6 +173,38 @@ async fn mails(rows: &dyn Rows, days: &Days, ids: &[i64]) -> StoreResult<HashMap
     Ok(found)
 }
 
+/// The highest id in the queue and the log that was given no later than `until`: at most one row
+/// of each table is read.
+pub(crate) async fn newest_id(
+    rows: &dyn Rows,
+    days: &Days,
+    until: Timestamp,
+) -> StoreResult<Option<MessageId>> {
+    let below = MessageId::after(until);
+    let (below, last) = (below.as_i64(), below.given_at().day());
+    let mut newest = highest(rows, "message".to_owned(), below).await?;
+    for (day, _) in days.all().into_iter().rev() {
+        if day > last {
+            continue;
+        }
+        let logged = highest(rows, format!("mail_{day}"), below).await?;
+        newest = newest.max(logged);
+        // An id lies in the table of the day on which it was given.
+        if logged.is_some() {
+            break;
+        }
+    }
+    Ok(newest.map(MessageId::from_i64))
+}
+
+async fn highest(rows: &dyn Rows, table: String, below: i64) -> StoreResult<Option<i64>> {
+    let sql = format!("SELECT max(id) FROM {table} WHERE id < $1");
+    let found = rows
+        .select(sql.into(), vec![Value::Int(below)], &[Kind::Int])
+        .await?;
+    found.first().map_or(Ok(None), |row| row.opt_int(0))
+}
+
 /// Events numbered above `after`, in order, at most `max`.
 pub(crate) async fn events(
     rows: &dyn Rows,

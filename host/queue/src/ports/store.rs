@@ -285,6 +285,9 @@ pub trait Store: Send + Sync + 'static {
         max: u32,
     ) -> Fut<'_, StoreResult<Vec<QueuedRecipient>>>;
 
+    /// The highest id in the queue and the log that was given no later than `until`.
+    fn newest_id(&self, until: Timestamp) -> Fut<'_, StoreResult<Option<MessageId>>>;
+
     /// The messages of that ids; those that are gone are left out.
     fn messages(&self, ids: Vec<MessageId>) -> Fut<'_, StoreResult<Vec<QueuedMessage>>>;
 

@@ -220,6 +220,10 @@ impl Store for PgStore {
         })
     }
 
+    fn newest_id(&self, until: Timestamp) -> Fut<'_, StoreResult<Option<MessageId>>> {
+        Box::pin(log::newest_id(&self.rows, &self.days, until))
+    }
+
     fn messages(&self, ids: Vec<MessageId>) -> Fut<'_, StoreResult<Vec<QueuedMessage>>> {
         Box::pin(async move {
             let ids: Vec<i64> = ids.iter().map(|id| id.as_i64()).collect();

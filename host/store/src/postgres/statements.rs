@@ -353,8 +353,7 @@ async fn insert_mails(
         "INSERT INTO mail_{day} (id, accepted_at, size, tenant, sender, message_id, record,
              subject, recipients)
          SELECT * FROM UNNEST($1::bigint[], $2::bigint[], $3::bigint[], $4::text[], $5::text[],
-             $6::text[], $7::text[], $8::text[], $9::text[])
-         ON CONFLICT DO NOTHING"
+             $6::text[], $7::text[], $8::text[], $9::text[])"
     );
     let query = sqlx::query(AssertSqlSafe(sql))
         .bind(mails.iter().map(|m| m.id).collect::<Vec<i64>>())

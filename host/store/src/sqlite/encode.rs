@@ -403,7 +403,7 @@ fn write_day(script: &mut Script, day: u32, tables: DayTables) {
         let n = script.param(Param::Text(mails.finish()));
         let _ = writeln!(
             script.sql,
-            "INSERT OR IGNORE INTO mail_{day} (id, accepted_at, size, tenant, sender,
+            "INSERT INTO mail_{day} (id, accepted_at, size, tenant, sender,
                  message_id, record, subject, recipients)
              SELECT value->>0, value->>1, value->>2, {}, {}, {}, {}, {}, {}
              FROM jsonb_each(${n});",

@@ -238,6 +238,10 @@ impl Store for SqliteStore {
         })
     }
 
+    fn newest_id(&self, until: Timestamp) -> Fut<'_, StoreResult<Option<MessageId>>> {
+        Box::pin(log::newest_id(&self.rows, &self.days, until))
+    }
+
     fn messages(&self, ids: Vec<MessageId>) -> Fut<'_, StoreResult<Vec<QueuedMessage>>> {
         Box::pin(async move {
             let sql = "SELECT id, content, size, accepted_at, tenant, data FROM message

@@ -484,7 +484,7 @@ impl Placed {
 fn refuse(error: &sqlx::Error) -> Refusal {
     match classify(error) {
         Reach::Constraint => Refusal::Blame(StoreError::Conflict(format!(
-            "it is in the queue already: {error}"
+            "it is in the queue or the log already: {error}"
         ))),
         Reach::Full => Refusal::Batch(StoreError::Full(error.to_string())),
         Reach::Busy => Refusal::Batch(StoreError::Busy(format!(

@@ -32,6 +32,8 @@ conformance! {
         a_delivered_message_leaves_the_queue,
         a_debt_is_paid_with_the_notice_that_pays_it,
         a_second_message_of_that_id_is_refused_alone,
+        an_id_that_is_in_the_log_is_not_taken_again,
+        knows_the_newest_id_of_queue_and_log,
         a_settlement_of_nobody_writes_nothing,
         recipients_that_are_done_and_owe_nothing_are_only_logged,
         a_stale_epoch_is_fenced,

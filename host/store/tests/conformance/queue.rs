@@ -238,6 +238,89 @@ pub async fn a_second_message_of_that_id_is_refused_alone(place: &Place) {
     assert_eq!(opened.store.counts().await.unwrap().messages, 40);
 }
 
+/// Its events would be found under the other's sender and tenant.
+pub async fn an_id_that_is_in_the_log_is_not_taken_again(place: &Place) {
+    let opened = place.open().await;
+    let id = ids().next(T0);
+    let first = message(id, T0, &["a@x.example"], "first");
+    opened.store.accept(first).await.unwrap();
+    let gone = delivered(&opened.store, recipient(id, 0), T0);
+    opened.store.settle(vec![gone]).await.unwrap();
+    let before = opened.store.events(0, 100).await.unwrap().len();
+
+    let mut second = message(id, T0, &["b@y.example"], "second");
+    second.tenant = "tenant-b".into();
+    let refused = opened.store.accept(second).await;
+    assert!(
+        matches!(refused, Err(StoreError::Conflict(_))),
+        "{refused:?}"
+    );
+    let passed = LoggedMessage {
+        id,
+        tenant: "tenant-b".into(),
+        envelope: envelope(None, &["p@own.example"]),
+        size: 77,
+        accepted_at: T0,
+        keys: LogKeys::default(),
+        events: Vec::new(),
+    };
+    let refused = opened.store.log(passed).await;
+    assert!(
+        matches!(refused, Err(StoreError::Conflict(_))),
+        "{refused:?}"
+    );
+    assert_eq!(opened.store.events(0, 100).await.unwrap().len(), before);
+    let found = opened.store.search(LogQuery::default()).await.unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].tenant, "tenant-a");
+    assert_eq!(opened.store.counts().await.unwrap().messages, 0);
+}
+
+pub async fn knows_the_newest_id_of_queue_and_log(place: &Place) {
+    let day = Duration::from_secs(24 * 3600);
+    let opened = place.open().await;
+    assert_eq!(opened.store.newest_id(T0).await.unwrap(), None);
+    let source = ids();
+    let mut given = Vec::new();
+    // The last under a clock that was a year ahead.
+    for at in [T0, T0.plus(day), T0.plus(day * 365)] {
+        let id = source.next(at);
+        opened
+            .store
+            .accept(message(id, at, &["a@x.example"], "text"))
+            .await
+            .unwrap();
+        given.push(id);
+        assert_eq!(opened.store.newest_id(at).await.unwrap(), Some(id));
+        let gone = delivered(&opened.store, recipient(id, 0), at);
+        opened.store.settle(vec![gone]).await.unwrap();
+    }
+    let opened = place.reopen(opened).await;
+    let before = Timestamp(T0.0 - 1);
+    for (until, expected) in [
+        (before, None),
+        (T0, Some(given[0])),
+        (T0.plus(day / 2), Some(given[0])),
+        (T0.plus(day), Some(given[1])),
+        (T0.plus(day * 9), Some(given[1])),
+        (T0.plus(day * 366), Some(given[2])),
+        (Timestamp::FAR_FUTURE, Some(given[2])),
+    ] {
+        assert_eq!(
+            opened.store.newest_id(until).await.unwrap(),
+            expected,
+            "{until:?}"
+        );
+    }
+    // In the queue alone, as after a sweep of the log.
+    let id = source.next(T0.plus(day * 365));
+    let at = T0.plus(day * 365);
+    let new = message(id, at, &["a@x.example"], "text");
+    opened.store.accept(new).await.unwrap();
+    opened.store.sweep(T0.plus(day * 400)).await.unwrap();
+    assert_eq!(opened.store.newest_id(at).await.unwrap(), Some(id));
+}
+
 pub async fn a_settlement_of_nobody_writes_nothing(place: &Place) {
     let opened = place.open().await;
     let source = ids();
