@@ -49,6 +49,33 @@ fn at(entry: &LogEntry, kind: EventKind) -> Vec<Duration> {
 }
 
 #[tokio::test]
+async fn every_attempt_is_found_for_as_long_as_the_log_is_kept() {
+    let scenario = Scenario::new().await;
+    scenario.world.set("x.test", Manner::Unreachable(NEVER));
+    let to = [("someone@x.test", Notify::Absent)];
+    let (id, _) = scenario.submit(plain(&to)).await;
+    scenario.pass(HOUR * 49).await;
+    let retention = Settings::default().retention;
+    scenario.clock.set(START.plus(HOUR * 48 + retention));
+    scenario.engine().sweep().await;
+    let query = LogQuery {
+        recipient: Some("someone@x.test".to_owned()),
+        ..LogQuery::default()
+    };
+    let find = || async { scenario.store().search(query.clone()).await.expect("found") };
+    let found = find().await;
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].message, id);
+    let attempts = at(&found[0], EventKind::Deferred);
+    assert!(attempts.iter().any(|at| *at > HOUR * 40), "{attempts:?}");
+    assert_eq!(at(&found[0], EventKind::Expired).len(), 1);
+    // And not for ever.
+    scenario.clock.set(START.plus(HOUR * 73 + retention));
+    scenario.engine().sweep().await;
+    assert!(find().await.is_empty());
+}
+
+#[tokio::test]
 async fn an_unreachable_destination_is_retried_for_48_hours_and_reported() {
     let scenario = Scenario::new().await;
     scenario.world.set("x.test", Manner::Unreachable(NEVER));

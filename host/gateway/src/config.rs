@@ -311,7 +311,8 @@ pub enum LogFormat {
 table! {
     /// The delivery log, which answers enquiries, and the process's own messages.
     Log "[log]" {
-        /// How long the delivery log is kept. At least 7 days: that is the service contract.
+        /// How long the delivery log is kept, counted from each attempt: a mail's own entry stays
+        /// for `delivery.lifetime` more. At least 7 days: that is the service contract.
         retention: Span = Span::days(7),
         /// The header field that carries the CRM's own record id, by which
         /// `tidegate log --record` finds a mail. An empty text: none.

@@ -46,11 +46,13 @@ impl Days {
         self.read().contains_key(&day)
     }
 
-    /// Forgets the days before `keep` and says which they were.
-    pub fn take_before(&self, keep: u32) -> Vec<u32> {
-        let mut days = self.write();
-        let later = days.split_off(&keep);
-        std::mem::replace(&mut *days, later).into_keys().collect()
+    pub fn before(&self, keep: u32) -> Vec<u32> {
+        self.read().range(..keep).map(|(day, _)| *day).collect()
+    }
+
+    /// Nobody reads the day's tables from here on.
+    pub fn take(&self, day: u32) -> Option<Day> {
+        self.write().remove(&day)
     }
 
     fn all(&self) -> Vec<(u32, Day)> {

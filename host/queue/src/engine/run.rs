@@ -93,7 +93,11 @@ impl Engine {
 
     /// Drops log days past their retention and content without recipients.
     pub async fn sweep(&self) {
-        let keep_from = self.now().minus(self.parts.settings.retention);
+        let settings = &self.parts.settings;
+        let retained = self.now().minus(settings.retention);
+        // An attempt is found by what its message says, which lies under the day of acceptance.
+        let lifetime = Duration::from_secs(settings.ceilings.lifetime_secs.into());
+        let keep_from = retained.minus(lifetime);
         match self.parts.store.sweep(keep_from).await {
             Ok(report) if report.log_days_dropped > 0 => {
                 tracing::info!(days = report.log_days_dropped, "log days dropped");
@@ -104,7 +108,7 @@ impl Engine {
                 self.note_store_error(&error);
             }
         }
-        self.sweep_measures(keep_from).await;
+        self.sweep_measures(retained).await;
         let now = self.now();
         self.schedule().forget_places(now);
     }

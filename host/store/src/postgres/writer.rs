@@ -360,7 +360,8 @@ impl Backend for PgWriter {
 
     async fn sweep(&mut self, keep_from: Timestamp) -> Result<SweepReport, Refusal> {
         let mut report = SweepReport::default();
-        for day in self.days.take_before(keep_from.day()) {
+        for day in self.days.before(keep_from.day()) {
+            let info = self.days.take(day).unwrap_or_default();
             let mut statements: Vec<Stmt> = ["event", "mail", "find"]
                 .into_iter()
                 .map(|table| Stmt {
@@ -375,7 +376,7 @@ impl Backend for PgWriter {
                 vec![self.next_seq.to_string().into()],
             ));
             if let Err(refusal) = self.execute(statements).await {
-                self.days.put(day, Default::default());
+                self.days.put(day, info);
                 return Err(refusal);
             }
             report.log_days_dropped += 1;

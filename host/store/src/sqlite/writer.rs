@@ -416,7 +416,8 @@ impl Backend for SqliteWriter {
     async fn sweep(&mut self, keep_from: Timestamp) -> Result<SweepReport, Refusal> {
         self.sync().await?;
         let mut report = SweepReport::default();
-        for day in self.days.take_before(keep_from.day()) {
+        for day in self.days.before(keep_from.day()) {
+            let info = self.days.take(day).unwrap_or_default();
             let seq = self.next_seq;
             let mut statements: Vec<Stmt> = encode::drop_day(day)
                 .split_inclusive(';')
@@ -433,7 +434,7 @@ impl Backend for SqliteWriter {
                 vec![seq.to_string().into()],
             ));
             if let Err(error) = self.execute(statements).await {
-                self.days.put(day, Default::default());
+                self.days.put(day, info);
                 return Err(error);
             }
             report.log_days_dropped += 1;

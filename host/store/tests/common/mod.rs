@@ -75,6 +75,24 @@ impl Place {
         Ok(Opened { store, registry })
     }
 
+    /// Does this in the database, behind the store's back.
+    pub async fn tamper(&self, sql: String) {
+        use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor};
+        let sql = sqlx::raw_sql(AssertSqlSafe(sql));
+        if self.is_sqlite() {
+            let file = self.dir.path().join("queue.db");
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);
+            let mut conn = options.connect().await.unwrap();
+            conn.execute(sql).await.unwrap();
+            conn.close().await.unwrap();
+        } else {
+            let options: sqlx::postgres::PgConnectOptions = self.database.parse().unwrap();
+            let mut conn = options.connect().await.unwrap();
+            conn.execute(sql).await.unwrap();
+            conn.close().await.unwrap();
+        }
+    }
+
     pub async fn reopen(&self, opened: Opened) -> Opened {
         opened.store.close().await;
         drop(opened);

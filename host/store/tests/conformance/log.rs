@@ -328,3 +328,33 @@ pub async fn several_terms_and_bounds_find_exactly_what_matches(place: &Place) {
         }
     }
 }
+
+pub async fn a_sweep_that_fails_forgets_no_day(place: &Place) {
+    let opened = place.open().await;
+    let source = ids();
+    let day = Duration::from_secs(24 * 3600);
+    for n in 0..3 {
+        let at = T0.plus(day * n);
+        let new = message(source.next(at), at, &["a@x.example"], "text");
+        opened.store.accept(new).await.unwrap();
+    }
+    // What is no table can't be dropped as one.
+    let first = T0.day();
+    let sql = format!(
+        "ALTER TABLE mail_{first} RENAME TO kept; CREATE VIEW mail_{first} AS SELECT * FROM kept"
+    );
+    place.tamper(sql).await;
+    let swept = opened.store.sweep(T0.plus(day * 2)).await;
+    assert!(matches!(swept, Err(StoreError::Failed(_))), "{swept:?}");
+    let found = opened.store.search(LogQuery::default()).await.unwrap();
+    assert_eq!(found.len(), 3);
+    assert!(found.iter().all(|entry| entry.events.len() == 2));
+    if !place.is_sqlite() {
+        // The server goes on, and so does the sweep once it can.
+        assert_eq!(opened.store.events(0, 100).await.unwrap().len(), 6);
+        let sql = format!("DROP VIEW mail_{first}; ALTER TABLE kept RENAME TO mail_{first}");
+        place.tamper(sql).await;
+        let report = opened.store.sweep(T0.plus(day * 2)).await.unwrap();
+        assert_eq!(report.log_days_dropped, 2);
+    }
+}
