@@ -358,3 +358,31 @@ pub async fn a_sweep_that_fails_forgets_no_day(place: &Place) {
         assert_eq!(report.log_days_dropped, 2);
     }
 }
+
+/// Its search terms may be left: a page of candidates is then short, and not the last.
+pub async fn what_was_taken_back_hides_nothing_behind_it(place: &Place) {
+    let opened = place.open().await;
+    let source = ids();
+    let mut tasks = Vec::new();
+    for _ in 0..300 {
+        let new = message(source.next(T0), T0, &["a@x.example"], "text");
+        let store = opened.store.clone();
+        tasks.push(tokio::spawn(async move { store.accept(new).await }));
+    }
+    for task in tasks {
+        task.await.unwrap().unwrap();
+    }
+    let query = LogQuery {
+        recipient: Some("a@x.example".to_owned()),
+        limit: 1000,
+        ..LogQuery::default()
+    };
+    let found = opened.store.search(query.clone()).await.unwrap();
+    assert_eq!(found.len(), 300);
+    let (day, newest) = (T0.day(), found[0].message.as_i64());
+    place
+        .tamper(format!("DELETE FROM mail_{day} WHERE id = {newest}"))
+        .await;
+    let found = opened.store.search(query).await.unwrap();
+    assert_eq!(found.len(), 299);
+}

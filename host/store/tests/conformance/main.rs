@@ -51,7 +51,8 @@ conformance! {
         several_terms_and_bounds_find_exactly_what_matches,
         events_are_numbered_over_days_and_restarts,
         sweeps_whole_days,
-        a_sweep_that_fails_forgets_no_day;
+        a_sweep_that_fails_forgets_no_day,
+        what_was_taken_back_hides_nothing_behind_it;
     registry:
         keeps_cursors_measures_and_shaping_state,
         keeps_tenants_with_what_is_theirs,
