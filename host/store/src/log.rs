@@ -433,21 +433,23 @@ async fn search_day(
         let mut sql = format!("SELECT {MAIL_COLUMNS} FROM ");
         if let Some(term) = sought.terms.get(rarest) {
             args.push(Value::Int(*term));
-            // In this order: SQLite takes it from a CROSS JOIN.
-            sql.push_str(&format!(
-                "find_{day} AS found CROSS JOIN mail_{day} WHERE found.term = $5
-                 AND found.message >= $1 AND found.message < $2 AND id = found.message"
-            ));
+            let mut wheres = String::from(
+                " WHERE found.term = $5 AND found.message >= $1 AND found.message < $2
+                 AND id = found.message",
+            );
+            sql.push_str(&format!("find_{day} AS found"));
+            // In this order, which SQLite takes from a CROSS JOIN: a row of the log is read last.
             for (at, other) in sought.terms.iter().enumerate() {
                 if at != rarest {
                     args.push(Value::Int(*other));
-                    sql.push_str(&format!(
-                        " AND EXISTS (SELECT 1 FROM find_{day} AS other WHERE other.term = ${}
-                         AND other.message = found.message)",
+                    sql.push_str(&format!(" CROSS JOIN find_{day} AS other{at}"));
+                    wheres.push_str(&format!(
+                        " AND other{at}.term = ${} AND other{at}.message = found.message",
                         args.len()
                     ));
                 }
             }
+            sql.push_str(&format!(" CROSS JOIN mail_{day}{wheres}"));
         } else {
             sql.push_str(&format!("mail_{day} WHERE id >= $1 AND id < $2"));
         }
