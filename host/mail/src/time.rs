@@ -5,6 +5,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use jiff::fmt::{rfc2822, temporal};
 use serde::{Deserialize, Serialize};
 
 /// Milliseconds since 1970-01-01T00:00:00Z.
@@ -56,14 +57,21 @@ impl Timestamp {
 
     /// `Tue, 24 Nov 2026 03:05:00 +0000`, the date-time of RFC 5322 s. 3.3, in UTC.
     pub fn rfc5322(self) -> String {
-        self.in_utc()
-            .strftime("%a, %d %b %Y %H:%M:%S +0000")
-            .to_string()
+        const PRINTER: rfc2822::DateTimePrinter = rfc2822::DateTimePrinter::new();
+        // The date of HTTP is the same but for the name of its zone; years before 0 have none.
+        let mut text = PRINTER
+            .timestamp_to_rfc9110_string(&self.instant())
+            .unwrap_or_else(|_| String::from("Thu, 01 Jan 1970 00:00:00 GMT"));
+        text.truncate(text.len() - "GMT".len());
+        text.push_str("+0000");
+        text
     }
 
     /// `2026-11-24T03:05:00.123Z`, RFC 3339 in UTC with milliseconds.
     pub fn rfc3339(self) -> String {
-        self.in_utc().strftime("%Y-%m-%dT%H:%M:%S.%3fZ").to_string()
+        const PRINTER: temporal::DateTimePrinter =
+            temporal::DateTimePrinter::new().precision(Some(3));
+        PRINTER.timestamp_to_string(&self.instant())
     }
 
     /// Reads RFC 3339 with any offset; `None` where the text is not of that form.
@@ -81,9 +89,11 @@ impl Timestamp {
     }
 
     fn in_utc(self) -> jiff::civil::DateTime {
-        let instant =
-            jiff::Timestamp::from_millisecond(self.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-        jiff::tz::Offset::UTC.to_datetime(instant)
+        jiff::tz::Offset::UTC.to_datetime(self.instant())
+    }
+
+    fn instant(self) -> jiff::Timestamp {
+        jiff::Timestamp::from_millisecond(self.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
     }
 }
 
@@ -109,6 +119,13 @@ mod tests {
         );
         assert_eq!(Timestamp::parse_rfc3339(&t.rfc3339()), Some(t));
         assert_eq!(Timestamp::parse_rfc3339("24 Nov 2026"), None);
+        let t = Timestamp::from_millis(1_798_761_845_070);
+        assert_eq!(t.rfc5322(), "Fri, 01 Jan 2027 00:04:05 +0000");
+        assert_eq!(t.rfc3339(), "2027-01-01T00:04:05.070Z");
+        let never = Timestamp::FAR_FUTURE.rfc5322();
+        assert_eq!(never, "Thu, 01 Jan 1970 00:00:00 +0000");
+        let before_christ = Timestamp::from_secs(-70_000_000_000);
+        assert_eq!(before_christ.rfc5322(), never);
     }
 
     #[test]
