@@ -4,6 +4,10 @@
 //! go as one JSON array, the texts as one blob that the rows refer to by offset and
 //! length, so that SQLite parses no text twice. Parameters are numbered over the whole
 //! text, as sqlx binds them.
+//!
+//! A constraint that fails ends the transaction (`OR ROLLBACK`), which is what becomes of the
+//! batch anyway: by default it undoes its statement alone, and for that SQLite copies each page
+//! before a statement changes it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
@@ -317,7 +321,7 @@ fn write_queue(
         let n = script.param(Param::Text(messages.finish()));
         let _ = writeln!(
             script.sql,
-            "INSERT INTO message (id, content, size, accepted_at, tenant, data)
+            "INSERT OR ROLLBACK INTO message (id, content, size, accepted_at, tenant, data)
              SELECT value->>0, {}, value->>1, value->>2, {}, {} FROM jsonb_each(${n});",
             text(3),
             text(5),
@@ -335,7 +339,7 @@ fn write_queue(
         let n = script.param(Param::Text(promises.finish()));
         let _ = writeln!(
             script.sql,
-            "INSERT INTO promise (id, body) SELECT value->>0, {} FROM jsonb_each(${n});",
+            "INSERT OR ROLLBACK INTO promise (id, body) SELECT value->>0, {} FROM jsonb_each(${n});",
             text(1)
         );
     }
@@ -343,7 +347,7 @@ fn write_queue(
         let n = script.param(Param::Text(recipients.finish()));
         let _ = writeln!(
             script.sql,
-            "INSERT INTO recipient (message, idx, shard, promise, due, done, attempts,
+            "INSERT OR ROLLBACK INTO recipient (message, idx, shard, promise, due, done, attempts,
                  accepted_at, expires_at, owes, delay_reported, last, tenant, domain)
              SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5,
                  value->>6, value->>7, value->>8, value->>9, value->>10, {}, {}, {}
@@ -360,7 +364,7 @@ fn write_changes(script: &mut Script, updates: Table, removals: Table, touched: 
         let n = script.param(Param::Text(updates.finish()));
         let _ = writeln!(
             script.sql,
-            "UPDATE recipient SET due = c.c4, done = c.c5, attempts = c.c6, accepted_at = c.c7,
+            "UPDATE OR ROLLBACK recipient SET due = c.c4, done = c.c5, attempts = c.c6, accepted_at = c.c7,
                  expires_at = c.c8, owes = c.c9, delay_reported = c.c10, last = c.last
              FROM (SELECT value->>0 AS c0, value->>1 AS c1, value->>4 AS c4, value->>5 AS c5,
                  value->>6 AS c6, value->>7 AS c7, value->>8 AS c8, value->>9 AS c9,
@@ -427,7 +431,7 @@ fn write_day(script: &mut Script, day: u32, tables: DayTables) {
         let n = script.param(Param::Text(events.finish()));
         let _ = writeln!(
             script.sql,
-            "INSERT INTO event_{day} (seq, at, message, idx, kind, detail)
+            "INSERT OR ROLLBACK INTO event_{day} (seq, at, message, idx, kind, detail)
              SELECT value->>0, value->>1, value->>2, value->>3, value->>4, {}
              FROM jsonb_each(${n});",
             text(5)
