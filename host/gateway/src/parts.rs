@@ -36,6 +36,7 @@ pub async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Arc<dyn Regi
             let embedded = config.database == "sqlite";
             let remedy = match &error {
                 StoreError::Full(_) => "free space on the volume",
+                StoreError::Busy(_) => "end the program that has the database locked",
                 StoreError::Damaged(_) | StoreError::Failed(_) if embedded => {
                     "check the disk and the directory's owner; if the files are damaged, keep a copy of the \
                      directory and restore the last backup"
