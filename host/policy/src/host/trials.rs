@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use tidegate_mail::Verdict;
 use tidegate_queue::Step;
-use tidegate_queue::route::{Question, Routing};
+use tidegate_queue::route::{Occasion, Question, Routing};
 use tokio::sync::mpsc;
 
 use super::{ActivateError, PolicyHost, grants, not_now};
@@ -150,7 +150,10 @@ impl PolicyHost {
         trial: Option<Arc<Trial>>,
     ) {
         let shadow = trial.filter(|t| t.kind == TrialKind::Shadow);
+        // The second question says how a tenant's own server answered, and no outcome of a
+        // passthrough is kept.
         let wanted = self.options.record
+            && !matches!(question.occasion, Occasion::PassthroughFailed(_))
             && self
                 .directory
                 .load()
