@@ -312,3 +312,41 @@ fn what_waits_is_still_there_after_a_crash() {
     let entry = world.gateway.wait_logged(&id, "delivered", SOON).unwrap();
     assert!(kinds(&entry).iter().any(|kind| kind == "deferred"));
 }
+
+#[test]
+fn an_orderly_stop_takes_no_longer_than_its_grace_and_says_what_it_cut_off() {
+    let mut world = World::with(|options| {
+        options
+            .without_policies()
+            .set("shutdown_grace", "8s")
+            .set("delivery.timeouts.dot", "2m")
+    });
+    let silent = world.destination(
+        "silent.test",
+        Behaviour::accept().silent_at(sink::Stage::EndOfData),
+    );
+    let id = world.send(&["b@silent.test"], "cut off");
+    eventually("the attempt is under way", SOON, || {
+        let stats = world.gateway.json(&["stats"]).ok()?;
+        (stats["engine"]["in_flight"] == 1 && silent.counts().sessions > 0).then_some(())
+    })
+    .unwrap();
+    // Both have something under way that does not end: a client and a delivery.
+    let mut raw = world.raw();
+    raw.say(&format!("MAIL FROM:<{SENDER}>"), 250).unwrap();
+    raw.say("RCPT TO:<b@silent.test>", 250).unwrap();
+    raw.say("DATA", 354).unwrap();
+    raw.write(b"Subject: half\r\n").unwrap();
+    let begun = std::time::Instant::now();
+    assert!(world.gateway.stop().unwrap().success());
+    let took = begun.elapsed();
+    // Twice the grace if each waited for itself; not much more than it together.
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    silent.behave(Behaviour::accept());
+    world.gateway.start().unwrap();
+    let entry = world.gateway.wait_logged(&id, "delivered", SOON).unwrap();
+    assert!(
+        kinds(&entry).iter().any(|kind| kind == "recovered"),
+        "the log says that it may have come twice: {entry}"
+    );
+}

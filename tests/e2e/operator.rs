@@ -1,11 +1,13 @@
 //! What an operator meets when something is wrong: a clear message with place and remedy, and an
 //! exit code.
 
+use std::net::SocketAddr;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::process::Output;
 
-use tidegate_tests::gateway::{Gateway, Options};
+use tidegate_tests::gateway::{Gateway, Options, command};
 use tidegate_tests::internet::Internet;
+use tidegate_tests::tls::Identity;
 
 use super::{SOON, World};
 
@@ -68,6 +70,27 @@ fn mistakes_in_the_configuration_are_placed() {
     }
     std::fs::write(gateway.config(), good).unwrap();
     gateway.start().unwrap();
+}
+
+#[test]
+fn what_is_tested_is_not_the_gateway_of_whoever_runs_the_tests() {
+    let internet = Internet::start().unwrap();
+    let gateway = Gateway::new(Options::new(&internet).unwrap().without_policies()).unwrap();
+    let help = gateway.run(&["--help"]).unwrap();
+    let mut names: Vec<&str> = help
+        .split("[env: ")
+        .skip(1)
+        .filter_map(|rest| rest.split('=').next())
+        .collect();
+    assert!(names.contains(&"TIDEGATE_ADMIN"), "{help}");
+    names.extend(["TIDEGATE_DATABASE", "NOTIFY_SOCKET"]);
+    let command = command("true");
+    for name in names {
+        let removed = command
+            .get_envs()
+            .any(|(key, value)| key == name && value.is_none());
+        assert!(removed, "{name} reaches the gateway under test");
+    }
 }
 
 #[test]
@@ -136,12 +159,82 @@ fn what_a_tenant_may_not_be_called_is_said_with_the_field() {
         .gateway
         .cli(&["tenant", "add", "Not Valid", "--domain", "x.test"])
         .unwrap();
-    assert!(!output.status.success());
-    assert!(said(&output).contains("id"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(1));
+    let words = said(&output);
+    assert!(words.starts_with("tidegate: id: "), "{words}");
+    assert!(words.contains("remedy: "), "{words}");
     let output = world
         .gateway
         .cli(&["credential", "add", "x", "--tenant", "nobody"])
         .unwrap();
-    assert!(!output.status.success());
-    assert!(said(&output).contains("nobody"), "{}", said(&output));
+    assert_eq!(output.status.code(), Some(1));
+    let words = said(&output);
+    assert!(words.contains("no tenant \"nobody\""), "{words}");
+}
+
+/// A reverse proxy with TLS, as stands before the admin API for tenants elsewhere. Ends with the
+/// handle.
+fn proxy(identity: &Identity, to: String) -> (SocketAddr, tokio::sync::oneshot::Sender<()>) {
+    let tls = tokio_rustls::TlsAcceptor::from(identity.server.clone());
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        let serve = async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            while let Ok((client, _)) = listener.accept().await {
+                let (tls, to) = (tls.clone(), to.clone());
+                tokio::spawn(async move {
+                    // A client that does not trust the certificate goes away.
+                    if let Ok(mut client) = tls.accept(client).await {
+                        let mut admin = tokio::net::TcpStream::connect(to).await.unwrap();
+                        let _ = tokio::io::copy_bidirectional(&mut client, &mut admin).await;
+                    }
+                });
+            }
+        };
+        runtime.block_on(async {
+            tokio::select! {
+                () = serve => {}
+                _ = stopped => {}
+            }
+        });
+    });
+    (address, stop)
+}
+
+#[test]
+fn a_tenant_elsewhere_reaches_the_api_through_a_proxy_with_tls() {
+    let world = World::with(Options::without_policies);
+    let token = world.gateway.token("acme").unwrap();
+    let identity = Identity::new(&["localhost"]).unwrap();
+    let ca = world.gateway.directory().join("ca.pem");
+    std::fs::write(&ca, &identity.certificate_pem).unwrap();
+    let admin = std::fs::read_to_string(world.gateway.directory().join("data/admin.address"));
+    let (address, _stop) = proxy(&identity, admin.unwrap().trim().to_owned());
+    let ask = |more: &[&str]| {
+        command(tidegate_tests::gateway::binary().unwrap())
+            .args(["policy", "status", "--json", "--admin"])
+            .arg(format!("https://localhost:{}", address.port()))
+            .arg("--token-file")
+            .arg(&token)
+            .args(more)
+            .output()
+            .unwrap()
+    };
+    let ca = ca.display().to_string();
+    let output = ask(&["--admin-ca", &ca]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "[]");
+    // Nobody vouches for it.
+    let output = ask(&[]);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("--admin-ca"), "{}", said(&output));
+    let output = ask(&["--admin-ca", "nowhere.pem"]);
+    assert_eq!(output.status.code(), Some(2), "{}", said(&output));
 }

@@ -177,27 +177,31 @@ fn a_bad_policy_is_refused_with_a_reason_and_the_old_one_decides_on() {
     let directory = world.gateway.directory().to_owned();
     let rubbish = directory.join("rubbish.wasm");
     std::fs::write(&rubbish, b"not wasm at all").unwrap();
-    for (file, config, expected) in [
-        (&rubbish, "", "rubbish"),
-        (&component, "{ \"rules\": 7 }", "rules"),
-        (&component, "{ \"ruels\": [] }", "ruels"),
-    ] {
-        let error = world
-            .gateway
-            .policy("routing/acme", file, config)
-            .unwrap_err();
-        let said = format!("{error:#}").to_lowercase();
-        assert!(
-            said.contains(expected) || said.contains("component") || said.contains("wasm"),
-            "{expected}: {said}"
-        );
-    }
     let exporter = policy("export-jsonl").unwrap();
-    let error = world
-        .gateway
-        .policy("routing/acme", &exporter, "")
-        .unwrap_err();
-    assert!(format!("{error:#}").contains("routing"), "{error:#}");
+    let file = directory.join("refused.json");
+    for (component, config, field, expected) in [
+        (&rubbish, "", "component", ""),
+        (
+            &component,
+            "{ \"rules\": 7 }",
+            "config",
+            "expected a sequence",
+        ),
+        (&component, "{ \"ruels\": [] }", "config", "ruels"),
+        (&exporter, "", "slot", "log-exporter"),
+    ] {
+        std::fs::write(&file, config).unwrap();
+        let (component, file) = (component.display().to_string(), file.display().to_string());
+        let words = ["policy", "upload", &component, "--config", &file];
+        let output = world
+            .gateway
+            .cli(&[&words[..], &["--slot", "routing/acme"]].concat())
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.starts_with(&format!("tidegate: {field}: ")), "{said}");
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
     world.send(&["b@customer.test"], "still");
     customer.wait_for(1, SOON).unwrap();
 }

@@ -254,7 +254,7 @@ fn the_guide_takes_a_newcomer_to_a_live_canary_with_its_commands_as_they_stand()
     let done = std::thread::scope(|scope| {
         scope.spawn(|| world.submit_until(&stop));
         let path = std::env::var("PATH").unwrap_or_default();
-        let done = std::process::Command::new("sh")
+        let done = tidegate_tests::gateway::command("sh")
             .args(["-euxc", &script])
             .env(
                 "PATH",

@@ -38,7 +38,6 @@ const ONLY_IN: &[(&str, &[&str])] = &[
     ("rustls", &["net", "gateway"]),
     ("mail-send", &["net"]),
     ("axum", &["admin"]),
-    ("askama", &["admin"]),
     ("clap", &["gateway"]),
     ("toml", &["gateway"]),
     (
@@ -115,11 +114,26 @@ fn dependencies(member: &str) -> BTreeSet<String> {
 
 /// The part of a source that serves: without unit tests, which stand last, and comments.
 fn serving(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    // A test alone, or a module of them in another file, may stand anywhere.
+    let next = text.lines().skip(1).chain([""]);
     text.lines()
-        .take_while(|line| line.trim() != "#[cfg(test)]")
+        .zip(next)
+        .take_while(|(line, next)| !(*line == "#[cfg(test)]" && next.starts_with("mod tests {")))
+        .map(|(line, _)| line)
         .enumerate()
         .filter(|(_, line)| !line.trim_start().starts_with("//"))
         .map(|(at, line)| (at + 1, line))
+}
+
+#[test]
+fn only_the_unit_tests_at_the_end_of_a_file_are_left_out() {
+    let text = "#[cfg(test)]\nmod tests;\n// a comment\nfn one() {}\n#[cfg(test)]\nfn two() {}\n\
+                fn three() {}\n#[cfg(test)]\nmod tests {\nfn four() {}\n}\n";
+    let code: Vec<&str> = serving(text)
+        .map(|(_, line)| line)
+        .filter(|line| line.starts_with("fn"))
+        .collect();
+    assert_eq!(code, ["fn one() {}", "fn two() {}", "fn three() {}"]);
 }
 
 fn check(problems: Vec<String>) {

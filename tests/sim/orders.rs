@@ -109,12 +109,10 @@ async fn a_result_on_its_way_to_the_store_when_the_gateway_stops_gets_there() {
     let mut scenario = Scenario::new().await;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let engine = scenario.engine().clone();
-    let running = tokio::spawn(engine.run(
-        async {
-            let _ = stopped.await;
-        },
-        HOUR,
-    ));
+    let running = tokio::spawn(engine.run(async {
+        let _ = stopped.await;
+        START.plus(HOUR)
+    }));
     tokio::task::yield_now().await;
     scenario.crash.hold(Some("settle"));
     scenario.submit(mail(&[(TO[0], Notify::Absent)])).await;

@@ -3,6 +3,7 @@
 //! A child gets SIGKILL when its handle is dropped; what it wrote to standard error is kept beside
 //! its data, and ends up in the message of every failure here.
 
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
@@ -179,6 +180,26 @@ pub fn binary() -> anyhow::Result<PathBuf> {
         })
 }
 
+/// What the gateway's binary takes from its environment.
+const OWN_VARIABLES: [&str; 6] = [
+    "TIDEGATE_CONFIG",
+    "TIDEGATE_DATABASE",
+    "TIDEGATE_ADMIN",
+    "TIDEGATE_ADMIN_CA",
+    "TIDEGATE_TOKEN_FILE",
+    "NOTIFY_SOCKET",
+];
+
+/// A program that meets none of this process' own settings of a gateway, whoever runs it: they may
+/// name the database that serves.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for name in OWN_VARIABLES {
+        command.env_remove(name);
+    }
+    command
+}
+
 /// The kinds of event in a log entry, in order.
 pub fn kinds(entry: &Value) -> Vec<String> {
     entry["events"]
@@ -256,7 +277,7 @@ impl Gateway {
         } else {
             vec!["--no-policies".into()]
         };
-        let made = Command::new(&gateway.binary)
+        let made = command(&gateway.binary)
             .args(["init", "--force", "--dir"])
             .arg(gateway.directory())
             .args(with)
@@ -366,17 +387,17 @@ impl Gateway {
             .append(true)
             .open(self.directory().join("stderr.log"))?;
         let mut words = self.wrapper.iter();
-        let mut command = match words.next() {
-            None => Command::new(&self.binary),
+        let mut serve = match words.next() {
+            None => command(&self.binary),
             Some(program) => {
-                let mut command = Command::new(program);
-                command.args(words).arg(&self.binary);
-                command
+                let mut wrapped = command(program);
+                wrapped.args(words).arg(&self.binary);
+                wrapped
             }
         };
         let ready = self.directory().join("ready.json");
         let _ = std::fs::remove_file(&ready);
-        let child = command
+        let child = serve
             .arg("serve")
             .arg("--config")
             .arg(self.config())
@@ -466,7 +487,7 @@ impl Gateway {
     /// Runs a command of the gateway's command line against this gateway.
     pub fn cli(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         // Before the command: after `policy upload` it would be the policy's configuration.
-        Command::new(&self.binary)
+        command(&self.binary)
             .arg("--config")
             .arg(self.config())
             .args(arguments)
@@ -511,7 +532,7 @@ impl Gateway {
     /// Runs a command as somebody who has a token and no configuration; its output as JSON.
     pub fn with_token(&self, token: &Path, arguments: &[&str]) -> anyhow::Result<Value> {
         let admin = std::fs::read_to_string(self.directory().join("data/admin.address"))?;
-        let output = Command::new(&self.binary)
+        let output = command(&self.binary)
             .args(arguments)
             .arg("--json")
             .env("TIDEGATE_TOKEN_FILE", token)

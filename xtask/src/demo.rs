@@ -88,7 +88,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
     story.say("building the gateway");
     gateway::use_binary(&host::build_gateway(false)?);
 
-    let place = host::root().join("target/demo");
+    let place = host::target().join("demo");
     make_room(&place)?;
     let mut scene = Scene::start(&place, &story)?;
     let played = play(&mut scene, &mut story);

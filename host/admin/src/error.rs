@@ -136,4 +136,5 @@ pub(crate) async fn no_such_method() -> ApiError {
         "method-not-allowed",
         "the route does not have that method",
     )
+    .remedy("see the Allow field of the answer")
 }

@@ -10,7 +10,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 
-use crate::{ApiError, Context};
+use crate::{ApiError, Inner};
 
 /// Who makes a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ const OF_TENANTS: &[(&str, &str)] = &[
 /// Lets only the holder of a token pass, and a tenant only where tenants may. A token in the
 /// query is never read, so it can't end up in an access log as a valid one.
 pub(crate) async fn authenticate(
-    State(context): State<Arc<Context>>,
+    State(context): State<Arc<Inner>>,
     matched: Option<axum::extract::MatchedPath>,
     mut request: Request,
     next: Next,
@@ -160,12 +160,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
                         "too-large",
                         "the request body is larger than this route accepts",
                     )
+                    .remedy("send less at once; a policy's component and configuration have limits of their own: tidegate docs")
                 } else {
                     ApiError::new(
                         StatusCode::BAD_REQUEST,
                         "bad-request",
                         rejection.body_text(),
                     )
+                    .remedy("send the whole body that Content-Length announces")
                 }
             })?;
         let body: &[u8] = if body.is_empty() { b"{}" } else { &body };
@@ -181,7 +183,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
                 StatusCode::BAD_REQUEST,
                 "bad-json",
                 format!("the body is not what this route takes: {error}"),
-            );
+            )
+            .remedy("send a JSON object with the fields of this route and no others");
             answer.field = quoted(&error.to_string());
             answer
         })
@@ -199,7 +202,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
             .map(|query| Query(query.0))
             .map_err(|rejection| {
                 let text = rejection.body_text();
-                let mut answer = ApiError::new(StatusCode::BAD_REQUEST, "bad-query", text.clone());
+                let mut answer = ApiError::new(StatusCode::BAD_REQUEST, "bad-query", text.clone())
+                    .remedy("use the parameters of this route and no others, each once");
                 answer.field = quoted(&text);
                 answer
             })

@@ -140,17 +140,40 @@ pub struct Context {
     pub started_at: Timestamp,
     /// Largest component accepted, bytes.
     pub max_component: usize,
+    /// Largest configuration of a policy, bytes.
+    pub max_config: usize,
 }
 
-pub(crate) type Shared = State<Arc<Context>>;
+/// The context, and what keeps changes apart.
+pub(crate) struct Inner {
+    context: Context,
+    /// Held from reading what a change of the directory depends on until it is written: records are
+    /// written whole.
+    pub directory: tokio::sync::Mutex<()>,
+}
+
+impl std::ops::Deref for Inner {
+    type Target = Context;
+
+    fn deref(&self) -> &Context {
+        &self.context
+    }
+}
+
+pub(crate) type Shared = State<Arc<Inner>>;
 
 /// Who is recorded as having made a change that only the operator's token allows.
 pub(crate) const OPERATOR: &str = "operator";
 
 /// All routes.
 pub fn router(context: Context) -> Router {
-    let upload_limit = context.max_component / 3 * 4 + 2 * 1024 * 1024;
-    let context = Arc::new(context);
+    // Base64, and the configuration as a JSON string: twice as long where every byte is escaped
+    // by another.
+    let upload_limit = context.max_component.div_ceil(3) * 4 + 2 * context.max_config + 64 * 1024;
+    let context = Arc::new(Inner {
+        context,
+        directory: tokio::sync::Mutex::default(),
+    });
     let api = Router::new()
         .route("/status", get(status))
         .route("/stats", get(stats))

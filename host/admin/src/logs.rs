@@ -47,9 +47,9 @@ pub(crate) async fn show(
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
 ) -> Result<axum::Json<LogEntry>, ApiError> {
-    let message: MessageId = id
-        .parse()
-        .map_err(|e: tidegate_mail::id::BadId| ApiError::invalid("id", e.to_string()))?;
+    let message: MessageId = id.parse().map_err(|e: tidegate_mail::id::BadId| {
+        ApiError::invalid("id", e.to_string()).remedy("give the id of the reply: queued as ...")
+    })?;
     let query = LogQuery {
         message: Some(message),
         // Another tenant's mail is not there for this one.

@@ -228,7 +228,8 @@ impl NewPolicy {
             return Err(ApiError::invalid(
                 "slot",
                 "inactive, canary and shadow exclude each other",
-            ));
+            )
+            .remedy("give one of them, or none to put it in force"));
         }
         if self.slot.is_none() && told.contains(&true) {
             return Err(ApiError::invalid("slot", "which slot is it for?")
@@ -236,7 +237,7 @@ impl NewPolicy {
         }
         Ok(match self.canary {
             Some(percent) => Some(Step::Canary {
-                permille: permille(percent)?,
+                permille: permille("canary", percent)?,
             }),
             None if self.shadow => Some(Step::Shadow),
             None if self.inactive || self.slot.is_none() => None,
@@ -264,7 +265,10 @@ pub(crate) async fn upload(
     }
     let component = base64::engine::general_purpose::STANDARD
         .decode(&new.component)
-        .map_err(|e| ApiError::invalid("component", format!("not base64: {e}")))?;
+        .map_err(|e| {
+            ApiError::invalid("component", format!("not base64: {e}"))
+                .remedy("encode the component's bytes (RFC 4648 s. 4, with padding)")
+        })?;
     if component.len() > context.max_component {
         return Err(ApiError::invalid(
             "component",
@@ -275,6 +279,17 @@ pub(crate) async fn upload(
             ),
         )
         .remedy("build it for size (opt-level \"s\", strip)"));
+    }
+    if new.config.len() > context.max_config {
+        return Err(ApiError::invalid(
+            "config",
+            format!(
+                "the configuration has {} bytes, the limit is {}",
+                new.config.len(),
+                context.max_config
+            ),
+        )
+        .remedy("make it smaller, or put into the component what does not change"));
     }
     let revision = context
         .host

@@ -16,12 +16,12 @@ use crate::policies::{Answer, check_slot, find, world_of};
 use crate::{ApiError, Context, Inputs, Rehearse, Shared, validate};
 
 /// A share in percent, as people say it.
-pub(crate) fn permille(percent: f64) -> Result<u16, ApiError> {
+pub(crate) fn permille(field: &str, percent: f64) -> Result<u16, ApiError> {
     if (0.1..=100.0).contains(&percent) {
         Ok((percent * 10.0).round() as u16)
     } else {
         Err(
-            ApiError::invalid("canary", format!("{percent} % is no share of the messages"))
+            ApiError::invalid(field, format!("{percent} % is no share of the messages"))
                 .remedy("use 0.1 to 100"),
         )
     }
@@ -212,7 +212,7 @@ pub(crate) async fn canary(
     Json(canary): Json<Canary>,
 ) -> Answer<Activation> {
     let step = Step::Canary {
-        permille: permille(canary.percent)?,
+        permille: permille("percent", canary.percent)?,
     };
     check_slot(&context, &caller, &canary.slot).await?;
     let digest = match canary.digest {
@@ -459,11 +459,11 @@ mod tests {
 
     #[test]
     fn shares_are_said_in_percent() {
-        assert_eq!(permille(5.0).unwrap(), 50);
-        assert_eq!(permille(0.1).unwrap(), 1);
-        assert_eq!(permille(100.0).unwrap(), 1000);
+        assert_eq!(permille("percent", 5.0).unwrap(), 50);
+        assert_eq!(permille("percent", 0.1).unwrap(), 1);
+        assert_eq!(permille("percent", 100.0).unwrap(), 1000);
         for none in [0.0, -1.0, 100.1, f64::NAN] {
-            assert!(permille(none).is_err(), "{none}");
+            assert!(permille("percent", none).is_err(), "{none}");
         }
     }
 }

@@ -53,6 +53,7 @@ pub(crate) struct NewToken {
 
 pub(crate) async fn add(State(context): Shared, Json(new): Json<NewToken>) -> Created<ShownToken> {
     validate::note("note", &new.note)?;
+    let _one = context.directory.lock().await;
     let tenant = tenant(&context, &new.tenant).await?;
     let text = format!("{TOKEN_PREFIX}{}", context.host.random_token()?);
     let hash = context.host.hash_token(&text);

@@ -108,6 +108,7 @@ pub(crate) async fn add_server(
     Json(new): Json<NewServer>,
 ) -> Created<ShownServer> {
     validate::name("name", &new.name)?;
+    let _one = context.directory.lock().await;
     let tenant = tenant(&context, &new.tenant).await?;
     let tls = new.tls.unwrap_or(TlsMode::StartTls);
     let server = Server {
@@ -145,6 +146,7 @@ pub(crate) async fn remove_server(
     State(context): Shared,
     Path((tenant, name)): Path<(String, String)>,
 ) -> Answer<Removed> {
+    let _one = context.directory.lock().await;
     let was_there = context.registry.remove_server(tenant, name.clone()).await?;
     context.host.directory_changed().await?;
     removed("server", &name, was_there)
@@ -278,6 +280,7 @@ pub(crate) async fn add_relay(
         name: new.name,
         way,
     };
+    let _one = context.directory.lock().await;
     let existing = context.registry.relays().await?;
     if !new.replace && existing.iter().any(|r| r.name == relay.name) {
         return Err(
@@ -295,6 +298,7 @@ pub(crate) async fn remove_relay(
     State(context): Shared,
     Path(name): Path<String>,
 ) -> Answer<Removed> {
+    let _one = context.directory.lock().await;
     if let Some(user) = context
         .registry
         .tenants()

@@ -9,7 +9,7 @@ use tidegate_mail::dsn::{self, BadWording, Kind, Wording};
 
 use crate::directory::{Answer, tenant};
 use crate::extract::Json;
-use crate::{ApiError, Context, Shared};
+use crate::{ApiError, Inner, Shared};
 
 /// A tenant's wording as it is in force.
 #[derive(Serialize)]
@@ -64,7 +64,8 @@ pub(crate) async fn reset(State(context): Shared, Path(id): Path<String>) -> Ans
     }))
 }
 
-async fn put(context: &Context, id: &str, wording: Option<Wording>) -> Result<(), ApiError> {
+async fn put(context: &Inner, id: &str, wording: Option<Wording>) -> Result<(), ApiError> {
+    let _one = context.directory.lock().await;
     let mut tenant = tenant(context, id).await?;
     tenant.wording = wording.map(Box::new);
     context.registry.put_tenant(tenant).await?;

@@ -1,4 +1,7 @@
 //! `tidegate check`: the configuration, and everything outside of it that a start needs.
+//!
+//! It only looks. A gateway may be running on the directory or the database, here or on another
+//! machine, and whoever checks may be another user than the one who will run it.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -9,13 +12,16 @@ use clap::Args;
 use serde::Serialize;
 use tidegate_mail::Verdict;
 use tidegate_net::clock::OsClock;
-use tidegate_queue::{Resolver, Sink};
+use tidegate_queue::{Resolver, Sink, rollout};
+use tidegate_store::Schema;
 
 use crate::cli::{Exit, Failure, Outcome, out, out_json};
 use crate::config::{self, Config};
-use crate::data_dir::{DataDir, Unavailable};
-use crate::secrets::{self, MasterKey};
+use crate::data_dir::{DataDir, Found, look_at};
 use crate::{parts, submission, tls};
+
+/// For the answer of a server.
+const WAIT: Duration = Duration::from_secs(20);
 
 #[derive(Args)]
 #[command(
@@ -41,14 +47,8 @@ struct Finding {
 struct Report<'a> {
     ok: bool,
     findings: &'a [Finding],
-    config: Shown<'a>,
-}
-
-/// The configuration in effect, without secrets.
-#[derive(Serialize)]
-struct Shown<'a> {
-    #[serde(flatten)]
-    config: &'a Config,
+    /// In effect, without secrets.
+    config: Config,
 }
 
 #[derive(Default)]
@@ -78,23 +78,20 @@ impl Findings {
         });
     }
 
-    fn result<E: std::fmt::Display>(
-        &mut self,
-        what: &str,
-        good: impl Into<String>,
-        result: Result<(), E>,
-        remedy: &str,
-    ) {
+    fn result<T>(&mut self, what: &str, good: impl Into<String>, result: Result<T, Failure>) {
         match result {
-            Ok(()) => self.ok(what, good),
-            Err(error) => self.bad(what, error.to_string(), remedy),
+            Ok(_) => self.ok(what, good),
+            Err(Failure::Failed { message, remedy } | Failure::Usage { message, remedy }) => {
+                self.bad(what, message, remedy);
+            }
+            Err(other) => self.bad(what, other.to_string(), ""),
         }
     }
 }
 
 pub fn run(path: &Path, args: &CheckArgs, json: bool) -> Outcome {
     let loaded = config::load(path)?;
-    let mut config = loaded.config;
+    let config = loaded.config;
     let mut findings = Findings::default();
     findings.ok("configuration", loaded.path.display().to_string());
     if !args.config_only {
@@ -102,12 +99,10 @@ pub fn run(path: &Path, args: &CheckArgs, json: bool) -> Outcome {
     }
     let ok = findings.0.iter().all(|f| f.ok);
     if json {
-        config.database = config.shown_database();
-        config.hostname = Some(config.hostname());
         out_json(&Report {
             ok,
             findings: &findings.0,
-            config: Shown { config: &config },
+            config: config.shown(),
         });
     } else {
         for finding in &findings.0 {
@@ -129,30 +124,20 @@ pub fn run(path: &Path, args: &CheckArgs, json: bool) -> Outcome {
 }
 
 fn environment(config: &Config, findings: &mut Findings) -> Outcome {
-    let held = match DataDir::take(&config.data_dir) {
-        Ok(held) => {
-            findings.ok(
-                "data directory",
-                format!("{} can be written", config.data_dir.display()),
-            );
-            Some(held)
-        }
-        Err(Unavailable::InUse) => {
-            findings.ok(
-                "data directory",
-                format!("{}: a gateway runs on it", config.data_dir.display()),
-            );
-            None
-        }
-        Err(Unavailable::Io(error)) => {
-            findings.bad(
-                "data directory",
-                format!("{}: {error}", config.data_dir.display()),
-                "make it a directory that the user who runs tidegate can write to",
-            );
-            None
-        }
+    let dir = &config.data_dir;
+    let looked = DataDir::look(dir).map_err(|unavailable| unavailable.tell(dir));
+    let said = match &looked {
+        Ok(Found::Nothing) => "will be made",
+        Ok(Found::Free) => "can be written",
+        Ok(Found::InUse) => "a gateway runs on it",
+        Err(_) => "",
     };
+    let free = matches!(looked, Ok(Found::Nothing | Found::Free));
+    findings.result(
+        "data directory",
+        format!("{}: {said}", dir.display()),
+        looked,
+    );
     files(config, findings);
     if config.submission.listener.is_empty() {
         findings.bad(
@@ -161,7 +146,7 @@ fn environment(config: &Config, findings: &mut Findings) -> Outcome {
             "add a [[submission.listener]]",
         );
     }
-    if held.is_some() {
+    if free {
         for listener in &config.submission.listener {
             port(
                 &format!("submission, tls {:?}", listener.tls).to_lowercase(),
@@ -179,7 +164,8 @@ fn environment(config: &Config, findings: &mut Findings) -> Outcome {
     runtime.block_on(async {
         dns(config, findings).await;
         exporters(config, findings);
-        if held.is_some() {
+        // What a gateway writes meanwhile can't be read from beside it, and needs no check.
+        if free || config.database != "sqlite" {
             database(config, findings).await;
         }
     });
@@ -196,35 +182,29 @@ fn files(config: &Config, findings: &mut Findings) {
         findings.result(
             "certificate",
             config.tls.certificate.display().to_string(),
-            tls::read(&config.tls).map(drop),
-            "name a PEM chain and its private key under [tls], or make them with: tidegate init --force",
+            tls::read(&config.tls)
+                .map_err(|e| Failure::failed(e.to_string(), tls::remedy(&config.tls))),
         );
     }
     findings.result(
         "master key",
         config.master_key_file.display().to_string(),
-        MasterKey::read(&config.master_key_file)
-            .map(drop)
-            .map_err(|e| format!("{}: {e}", config.master_key_file.display())),
-        "restore it with mode 0600, or make a new one with: tidegate init --force",
+        parts::master_key(config),
     );
     findings.result(
         "admin token",
         config.admin.token_file.display().to_string(),
-        secrets::read_private(&config.admin.token_file)
-            .map(drop)
-            .map_err(|e| format!("{}: {e}", config.admin.token_file.display())),
-        "restore it with mode 0600, or make a new one with: tidegate init --force",
+        parts::admin_token(config),
     );
 }
 
 /// Whether the address can be listened on; it is let go of at once.
 fn port(what: &str, address: SocketAddr, findings: &mut Findings) {
-    match submission::listen(what, address) {
-        Ok(_) => findings.ok("port", format!("{address} is free ({what})")),
-        Err(Failure::Failed { message, remedy }) => findings.bad("port", message, remedy),
-        Err(other) => findings.bad("port", other.to_string(), ""),
-    }
+    findings.result(
+        "port",
+        format!("{address} is free ({what})"),
+        submission::listen(what, address),
+    );
 }
 
 /// Whether the DNS answers anything at all about our own name: also "no such name" is an answer.
@@ -234,7 +214,7 @@ async fn dns(config: &Config, findings: &mut Findings) {
         Err(failure) => return findings.bad("dns", failure.to_string(), ""),
     };
     let name = config.hostname();
-    let asked = tokio::time::timeout(Duration::from_secs(20), resolver.resolve(&name)).await;
+    let asked = tokio::time::timeout(WAIT, resolver.resolve(&name)).await;
     let servers = if config.delivery.resolvers.is_empty() {
         "the system's servers".to_owned()
     } else {
@@ -266,48 +246,71 @@ async fn dns(config: &Config, findings: &mut Findings) {
     }
 }
 
-/// Whether what an exporter needs for its requests is there. Nothing is posted.
+/// Whether what an exporter needs is there. Nothing is written or posted.
 fn exporters(config: &Config, findings: &mut Findings) {
     let clock: Arc<dyn tidegate_queue::Clock> = Arc::new(OsClock);
-    let http = |e: &config::Export| e.kind == config::ExportKind::Http;
-    for (name, export) in config.export.iter().filter(|(_, e)| http(e)) {
+    for (name, export) in &config.export {
         let what = format!("export.{name}");
-        let made = parts::resolver(config, clock.clone())
-            .and_then(|resolver| parts::http_sink(config, name, export, &resolver, &clock));
-        match made {
-            Ok(sink) => findings.ok(what, format!("posts to {}", Sink::place(&sink))),
-            Err(Failure::Failed { message, remedy }) => findings.bad(what, message, remedy),
-            Err(other) => findings.bad(what, other.to_string(), ""),
+        match export.kind {
+            config::ExportKind::File => {
+                let dir = config.export_dir(name, export);
+                let looked = look_at(&dir)
+                    .map_err(|e| parts::no_export_dir(name, format!("{}: {e}", dir.display())));
+                findings.result(&what, format!("writes to {}", dir.display()), looked);
+            }
+            config::ExportKind::Http => {
+                let made = parts::resolver(config, clock.clone())
+                    .and_then(|resolver| parts::http_sink(config, name, export, &resolver, &clock));
+                let place = made.as_ref().map(Sink::place).unwrap_or_default();
+                findings.result(&what, format!("posts to {place}"), made);
+            }
         }
     }
 }
 
 async fn database(config: &Config, findings: &mut Findings) {
-    let opened = parts::open_store(config).await;
-    let registry = match opened {
-        Ok((_, registry)) => {
-            findings.ok("database", config.shown_database());
-            registry
+    let looked = tidegate_store::probe(&config.database, &config.data_dir);
+    let found = match tokio::time::timeout(WAIT, looked).await {
+        Ok(Ok(found)) => found,
+        Ok(Err(error)) => {
+            let failure = parts::store_failure(config, &error);
+            return findings.result::<()>("database", "", Err(failure));
         }
-        Err(Failure::Failed { message, remedy }) => {
-            return findings.bad("database", message, remedy);
+        Err(_) => {
+            return findings.bad(
+                "database",
+                format!("{}: no answer in 20 s", config.shown_database()),
+                "check that the database runs, and that this machine may reach it",
+            );
         }
-        Err(other) => return findings.bad("database", other.to_string(), ""),
     };
-    match registry.activations().await {
-        Ok(activations) => {
-            if activations
-                .iter()
-                .any(|a| a.slot == "routing" || a.slot.starts_with("routing/"))
-            {
-                findings.ok("policy", "a routing policy is active");
-            } else {
-                findings.ok(
-                    "policy",
-                    "no routing policy is active: all mail goes by managed relay",
-                );
-            }
+    let state = match found.schema {
+        Schema::None => "is made at the first start".to_owned(),
+        Schema::Current => "is of this version".to_owned(),
+        Schema::Older { steps } => {
+            format!("is of an older version; the next start brings it up to date ({steps} steps)")
         }
-        Err(error) => findings.bad("policy", error.to_string(), ""),
-    }
+    };
+    let behind = if found.behind {
+        "; it was not closed in order, and what is said here is from before its last commits"
+    } else {
+        ""
+    };
+    findings.ok(
+        "database",
+        format!("{} {state}{behind}", config.shown_database()),
+    );
+    let routes = rollout::slots(&found.activations)
+        .into_iter()
+        .any(|(slot, state)| {
+            state.in_force.is_some() && (slot == "routing" || slot.starts_with("routing/"))
+        });
+    findings.ok(
+        "policy",
+        if routes {
+            "a routing policy is active"
+        } else {
+            "no routing policy is active: all mail goes by managed relay"
+        },
+    );
 }

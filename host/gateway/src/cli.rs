@@ -22,7 +22,7 @@ mod token;
 mod wording;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::parser::ValueSource;
@@ -187,6 +187,9 @@ pub enum Command {
         after_help = "Example:\n  tidegate completions bash > /etc/bash_completion.d/tidegate"
     )]
     Completions { shell: clap_complete::Shell },
+    /// Write the manual pages (man 1) of all commands into a directory.
+    #[command(after_help = "Example:\n  tidegate man /usr/local/share/man/man1")]
+    Man { dir: PathBuf },
     /// Print the operator's manual with every configuration key, as Markdown.
     Docs,
     /// The confined worker that compiles policies; started by the gateway itself.
@@ -229,19 +232,54 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// After `policy upload`, `--config` is the policy's configuration: people who upload one have
-/// the gateway's configuration somewhere else, or none.
+/// After `policy upload`, `--config` is the policy's configuration, wherever other options stand:
+/// people who upload one have the gateway's configuration somewhere else, or none.
 fn own_config(words: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let mut own = false;
-    let mut before = OsString::new();
+    let definition = Cli::command();
+    let takes_value = |option: &str| {
+        definition.get_arguments().any(|argument| {
+            argument.get_action().takes_values()
+                && (argument
+                    .get_long()
+                    .is_some_and(|long| option.strip_prefix("--") == Some(long))
+                    || argument
+                        .get_short()
+                        .is_some_and(|short| option.strip_prefix('-') == Some(&*short.to_string())))
+        })
+    };
+    // The commands still to come; `None` once they are others.
+    let mut wanted = Some(&["policy", "upload"][..]);
+    let mut is_value = true;
+    let mut ended = false;
     words
         .map(|word| {
-            own |= before == "policy" && word == "upload";
-            before.clone_from(&word);
-            match word.to_str() {
-                Some("--config") if own => "--policy-config".into(),
-                Some(text) if own && text.starts_with("--config=") => {
-                    text.replacen("--config", "--policy-config", 1).into()
+            let Some(text) = word.to_str() else {
+                return word;
+            };
+            ended |= text == "--";
+            match wanted {
+                Some([]) if !ended => match text
+                    .strip_prefix("--config")
+                    .or_else(|| text.strip_prefix("-c"))
+                {
+                    // `-c` may have its value at once; `--config-file` is another option.
+                    Some(value) if value.is_empty() || value.starts_with('=') => {
+                        format!("--policy-config{value}").into()
+                    }
+                    Some(value) if !text.starts_with("--") => {
+                        format!("--policy-config={value}").into()
+                    }
+                    _ => word,
+                },
+                Some([next, rest @ ..]) => {
+                    // The program's own name counts as a value.
+                    let skipped = std::mem::take(&mut is_value);
+                    if !skipped && text.starts_with('-') {
+                        is_value = takes_value(text);
+                    } else if !skipped {
+                        wanted = (text == *next).then_some(rest);
+                    }
+                    word
                 }
                 _ => word,
             }
@@ -281,12 +319,25 @@ fn run(cli: Cli, by_hand: bool) -> Outcome {
             out(&String::from_utf8_lossy(&text));
             Ok(())
         }
+        Command::Man { dir } => man(&dir),
         Command::Docs => {
             out(&config::markdown());
             Ok(())
         }
         Command::PolicyWorker => crate::policies::worker(),
     }
+}
+
+/// One page for each command that people type.
+fn man(dir: &Path) -> Outcome {
+    std::fs::create_dir_all(dir)
+        .and_then(|()| clap_mangen::generate_to(Cli::command(), dir))
+        .map_err(|e| {
+            Failure::failed(
+                format!("{}: {e}", dir.display()),
+                "name a directory that you may write to",
+            )
+        })
 }
 
 /// Writes to standard output; a reader that has gone away (`| head`) is no failure.
@@ -346,6 +397,27 @@ mod tests {
         visit(&Cli::command(), "");
     }
 
+    #[test]
+    fn every_command_that_people_type_has_a_page() {
+        fn visit(command: &clap::Command, name: &str, dir: &Path) {
+            let page = dir.join(format!("{name}.1"));
+            let text = std::fs::read_to_string(&page).unwrap_or_default();
+            assert!(text.contains(".SH SYNOPSIS"), "{}", page.display());
+            let typed = |c: &&clap::Command| !c.is_hide_set() && c.get_name() != "help";
+            for subcommand in command.get_subcommands().filter(typed) {
+                visit(
+                    subcommand,
+                    &format!("{name}-{}", subcommand.get_name()),
+                    dir,
+                );
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        man(&dir.path().join("man1")).unwrap();
+        visit(&Cli::command(), "tidegate", &dir.path().join("man1"));
+        assert!(!dir.path().join("man1/tidegate-policy-worker.1").exists());
+    }
+
     /// Splits at blanks outside of double quotes, up to a redirection.
     fn shell_words(line: &str) -> Vec<String> {
         let mut words = vec![String::new()];
@@ -391,9 +463,20 @@ mod tests {
             parsed("tidegate --config g.toml policy upload a.wasm --config p.json");
         assert_eq!(gateway, PathBuf::from("g.toml"));
         assert_eq!(own, Some(PathBuf::from("p.json")));
-        let (_, own) =
-            parsed("tidegate policy upload a.wasm --config=p.json --canary 5% --slot routing/acme");
-        assert_eq!(own, Some(PathBuf::from("p.json")));
+        for line in [
+            "tidegate policy upload a.wasm --config=p.json --canary 5% --slot routing/acme",
+            "tidegate policy upload a.wasm -c p.json",
+            "tidegate policy upload a.wasm -cp.json",
+            "tidegate policy upload a.wasm -c=p.json",
+            "tidegate policy upload a.wasm --config-file p.json",
+            "tidegate policy --json upload a.wasm --config p.json",
+            "tidegate --json policy --admin 127.0.0.1:1 --token-file=t upload --config p.json a.wasm",
+            "tidegate -cg.toml policy upload a.wasm --config p.json",
+        ] {
+            assert_eq!(parsed(line).1, Some(PathBuf::from("p.json")), "{line}");
+        }
+        let (gateway, own) = parsed("tidegate policy --config g.toml upload a.wasm");
+        assert_eq!((gateway, own), (PathBuf::from("g.toml"), None));
         let words = own_config(
             "tidegate policy list --config g.toml"
                 .split(' ')

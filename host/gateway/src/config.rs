@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 pub use docs::markdown;
-pub use load::{ConfigError, Loaded, load};
+pub use load::{ConfigError, Loaded, Problem, load, parse};
 pub use units::{Size, Span};
 
 /// A table of the file, as the manual shows it.
@@ -86,7 +86,8 @@ table! {
         /// destinations check both. Left out, the machine's own name is used.
         hostname: Option<String> = None,
         /// Where queue, contents, compiled policies and state are kept. Must be on a local
-        /// file system that honours `fsync`. A relative path counts from the
+        /// file system that honours `fsync`. Each start lets nobody but its owner in (mode 0700), so what others
+        /// are to read does not belong into it. A relative path counts from the
         /// directory of this file, here and for every other path.
         data_dir: PathBuf = "/var/lib/tidegate".into(),
         /// `sqlite` keeps everything in `data_dir`. `postgres://user@host/database` keeps
@@ -94,15 +95,16 @@ table! {
         /// `TIDEGATE_DATABASE` (which replaces this key) or in `~/.pgpass`, not here. The
         /// database must have the encoding UTF8.
         database: String = "sqlite".into(),
-        /// Number of this gateway, part of every queue id it gives. Gateways that share a
-        /// database need different ones.
+        /// Number of this gateway, part of every queue id it gives: gateways with different numbers
+        /// never give the same one. A database serves one gateway at a time.
         node: u8 = 0,
         /// The key that seals the passwords of tenants' servers in the database: 32 bytes in
         /// hexadecimal, readable by the gateway's user only. Without it sealed
         /// passwords are lost, so keep a copy apart from the database's backups.
         master_key_file: PathBuf = "master.key".into(),
-        /// How long an orderly stop waits for deliveries under way. What is not done by
-        /// then is tried again after the next start, so keep it under the service manager's limit.
+        /// How long an orderly stop waits: at most half of it for messages that are coming in, and until its
+        /// end for deliveries under way. A delivery that is cut off is made again after the next start. Keep it
+        /// 10 seconds under the service manager's limit.
         shutdown_grace: Span = Span::secs(30),
         /// Where mail comes in.
         submission: Submission = Submission::default(),
@@ -268,6 +270,9 @@ table! {
         allow_private_destinations: bool = false,
         /// More recipients than this in one message make it bulk mail.
         bulk_recipients: u32 = 100,
+        /// A header field that makes a message bulk mail, such as the CRM's own campaign id. An empty
+        /// text: none. `List-*` fields and `Precedence: bulk` do in any case.
+        campaign_header: String = String::new(),
         /// Largest message that a failure notice returns whole where RET=FULL asks for it;
         /// of larger ones the header is returned.
         return_limit: Size = Size::kib(48),
@@ -451,18 +456,52 @@ impl Config {
             .unwrap_or_else(|| self.data_dir.join("export").join(name))
     }
 
-    /// The database without the password, for people.
+    /// The database without the password, for people. Only what is certainly none is shown.
     pub fn shown_database(&self) -> String {
-        let Some((scheme, rest)) = self.database.split_once("://") else {
+        if self.database == "sqlite" {
             return self.database.clone();
-        };
-        match rest.rsplit_once('@') {
-            Some((user, place)) => {
-                let user = user.split(':').next().unwrap_or_default();
-                format!("{scheme}://{user}@{place}")
-            }
-            None => self.database.clone(),
         }
+        let Some((scheme, rest)) = self.database.split_once("://") else {
+            return "...".to_owned();
+        };
+        let hidden = format!("{scheme}://...");
+        let (authority, path) = match rest.find(['/', '?', '#']) {
+            Some(end) => rest.split_at(end),
+            None => (rest, ""),
+        };
+        let (user, host) = match authority.rsplit_once('@') {
+            Some((user, host)) => (user.split(':').next(), host),
+            None => (None, authority),
+        };
+        // Something that had to be encoded and was not can end a part too early.
+        let is_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) || port.ends_with(']');
+        let name = path.split(['?', '#']).next().unwrap_or_default();
+        if path.contains('@') || !host.rsplit_once(':').is_none_or(|(_, port)| is_port(port)) {
+            return hidden;
+        }
+        let at = user.map(|user| format!("{user}@")).unwrap_or_default();
+        format!("{scheme}://{at}{host}{name}")
+    }
+
+    /// The configuration in effect, without anything that may be a secret, for people.
+    pub fn shown(&self) -> Config {
+        let mut shown = self.clone();
+        shown.database = self.shown_database();
+        shown.hostname = Some(self.hostname());
+        for export in shown.export.values_mut() {
+            // A path or a query may be all that opens a webhook.
+            if let Some(url) = &mut export.url {
+                *url = match tidegate_net::sink::Target::parse(url) {
+                    Ok(target) => format!("{}/...", target.origin()),
+                    Err(_) => "...".to_owned(),
+                };
+            }
+            for header in &mut export.headers {
+                let name = header.split(':').next().unwrap_or_default();
+                *header = format!("{name}: ...");
+            }
+        }
+        shown
     }
 
     /// The resolvers' addresses, port 53 where none is given.

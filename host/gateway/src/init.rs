@@ -14,6 +14,7 @@ use crate::config;
 use crate::data_dir::DataDir;
 use crate::policies;
 use crate::secrets;
+use crate::tls;
 
 #[derive(Args)]
 #[command(
@@ -103,11 +104,14 @@ pub fn run(config_path: &Path, args: &InitArgs, json: bool) -> Outcome {
     }
     let dir = config_path.parent().unwrap_or(Path::new("/")).to_owned();
     let mut report = Report::default();
-    make_dir(&dir, 0o755)?;
     if config_path.exists() {
         report.kept("configuration", &config_path);
     } else {
-        write_public(&config_path, &template(&dir, args.hostname.as_deref()))?;
+        let text = template(&dir, args.hostname.as_deref());
+        // A file that the next command refuses would stand in the way of a second try.
+        config::parse(&text).map_err(|problems| unusable(&problems))?;
+        make_dir(&dir, 0o755)?;
+        write_public(&config_path, &text)?;
         report.made("configuration", &config_path);
     }
     let loaded = config::load(&config_path)?;
@@ -143,12 +147,33 @@ pub fn run(config_path: &Path, args: &InitArgs, json: bool) -> Outcome {
     Ok(())
 }
 
+/// Of the template only the host name is not fixed.
+fn unusable(problems: &[config::Problem]) -> Failure {
+    match problems.first() {
+        Some(problem) => Failure::usage(
+            format!("--hostname: {}", problem.message),
+            "give the fully qualified name of the gateway with --hostname, such as mail.crm.example",
+        ),
+        None => Failure::failed("the configuration can't be made", ""),
+    }
+}
+
 /// A self-signed certificate, good enough to begin with.
 fn certificate(config: &config::Config, report: &mut Report) -> Outcome {
     let (chain, key) = (&config.tls.certificate, &config.tls.key);
-    if chain.exists() || key.exists() {
-        report.kept("certificate  ", chain);
-        return Ok(());
+    match (chain.exists(), key.exists()) {
+        (false, false) => {}
+        (true, true) => {
+            report.kept("certificate  ", chain);
+            return Ok(());
+        }
+        (there, _) => {
+            let missing = if there { key } else { chain };
+            return Err(Failure::failed(
+                format!("{} is missing", missing.display()),
+                tls::remedy(&config.tls),
+            ));
+        }
     }
     for path in [chain, key] {
         if let Some(parent) = path.parent() {

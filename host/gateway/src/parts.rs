@@ -17,7 +17,68 @@ use tidegate_queue::{Clock, Registry, Settings, Sink, Store, StoreError};
 
 use crate::cli::Failure;
 use crate::config::{Config, DnssecMode, Export, ExportAuth, ExportKind};
-use crate::secrets;
+use crate::secrets::{self, MasterKey};
+
+/// The key that tenants' passwords are sealed with.
+pub fn master_key(config: &Config) -> Result<Arc<MasterKey>, Failure> {
+    let path = &config.master_key_file;
+    MasterKey::read(path).map(Arc::new).map_err(|e| {
+        let remedy = if path.exists() {
+            "restore it from its copy, and let only its owner read it (mode 0600)"
+        } else {
+            "restore it from its copy, with mode 0600. Without one: tidegate init --force makes a new \
+             key, and the passwords of tenants' servers and of smarthosts have to be set again"
+        };
+        Failure::failed(format!("the master key {}: {e}", path.display()), remedy)
+    })
+}
+
+/// The operator's token.
+pub fn admin_token(config: &Config) -> Result<String, Failure> {
+    let path = &config.admin.token_file;
+    let token = secrets::read_private(path)
+        .map(|text| text.trim().to_owned())
+        .map_err(|e| e.to_string())
+        .and_then(|token| match token.len() {
+            0..32 => Err("it is shorter than 32 characters".to_owned()),
+            _ => Ok(token),
+        });
+    token.map_err(|reason| {
+        let remedy = if path.exists() {
+            "let only its owner read it (mode 0600); or remove it and make a new one with: tidegate init --force"
+        } else {
+            "make a new one with: tidegate init --force"
+        };
+        Failure::failed(
+            format!("the admin token {}: {reason}", path.display()),
+            remedy,
+        )
+    })
+}
+
+/// The words for a person where the store does not open.
+pub fn store_failure(config: &Config, error: &StoreError) -> Failure {
+    let embedded = config.database == "sqlite";
+    let place = if embedded {
+        config.data_dir.display().to_string()
+    } else {
+        config.shown_database()
+    };
+    let remedy = match error {
+        StoreError::Full(_) => "free space on the volume",
+        StoreError::Busy(_) => "end the program that has the database locked",
+        StoreError::Damaged(_) | StoreError::Failed(_) if embedded => {
+            "check the disk and the directory's owner; if the files are damaged, keep a copy of the \
+             directory and restore the last backup"
+        }
+        StoreError::Conflict(_) => "stop the other gateway, or give this one a database of its own",
+        _ => "check that the database runs, and that the user of tidegate may use it",
+    };
+    Failure::failed(
+        format!("the database at {place} does not open: {error}"),
+        remedy,
+    )
+}
 
 /// The store with the words for a person where it does not open.
 pub async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Arc<dyn Registry>), Failure> {
@@ -27,30 +88,7 @@ pub async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Arc<dyn Regi
     };
     tidegate_store::open(&config.database, &config.data_dir, options)
         .await
-        .map_err(|error| {
-            let place = if config.database == "sqlite" {
-                config.data_dir.display().to_string()
-            } else {
-                config.shown_database()
-            };
-            let embedded = config.database == "sqlite";
-            let remedy = match &error {
-                StoreError::Full(_) => "free space on the volume",
-                StoreError::Busy(_) => "end the program that has the database locked",
-                StoreError::Damaged(_) | StoreError::Failed(_) if embedded => {
-                    "check the disk and the directory's owner; if the files are damaged, keep a copy of the \
-                     directory and restore the last backup"
-                }
-                StoreError::Conflict(_) => {
-                    "stop the other gateway, or give this one a database of its own"
-                }
-                _ => "check that the database runs, and that the user of tidegate may use it",
-            };
-            Failure::failed(
-                format!("the database at {place} does not open: {error}"),
-                remedy,
-            )
-        })
+        .map_err(|error| store_failure(config, &error))
 }
 
 pub fn resolver(config: &Config, clock: Arc<dyn Clock>) -> Result<Arc<DnsResolver>, Failure> {
@@ -138,18 +176,21 @@ pub fn sinks(
                 let mut file = FileSinkConfig::new(config.export_dir(name, export), name.clone());
                 file.max_bytes = export.rotate_size.get();
                 file.keep = export.keep;
-                Arc::new(FileSink::open(file).map_err(|e| {
-                    Failure::failed(
-                        e.to_string(),
-                        format!("make export.{name}.dir a directory that tidegate can write to"),
-                    )
-                })?)
+                Arc::new(FileSink::open(file).map_err(|e| no_export_dir(name, e.to_string()))?)
             }
             ExportKind::Http => Arc::new(http_sink(config, name, export, resolver, clock)?),
         };
         sinks.insert(name.clone(), sink);
     }
     Ok(sinks)
+}
+
+/// The words for a person where an exporter's files can't be written.
+pub fn no_export_dir(name: &str, reason: String) -> Failure {
+    Failure::failed(
+        reason,
+        format!("make export.{name}.dir a directory that tidegate can write to"),
+    )
 }
 
 /// A secret in a file that only its owner may read.
@@ -256,6 +297,7 @@ pub fn settings(config: &Config) -> Result<Settings, Failure> {
         },
         content_budget: delivery.memory.as_usize(),
         record_header: Some(config.log.record_header.clone()).filter(|name| !name.is_empty()),
+        campaign_header: Some(delivery.campaign_header.clone()).filter(|name| !name.is_empty()),
         retention: config.log.retention.get(),
         dsn_return_limit: delivery.return_limit.as_usize(),
         allow_private_destinations: delivery.allow_private_destinations,
@@ -290,5 +332,11 @@ mod tests {
         assert_eq!(changed.ceilings.delay_notice_secs, None);
         assert_eq!(changed.ceilings.lifetime_secs, 1);
         assert_eq!(changed.record_header, None);
+        assert_eq!(changed.campaign_header, None);
+        config.delivery.campaign_header = "X-Campaign".to_owned();
+        assert_eq!(
+            settings_of(&config).campaign_header.as_deref(),
+            Some("X-Campaign")
+        );
     }
 }

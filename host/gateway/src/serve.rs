@@ -5,13 +5,14 @@
 //! the admin API closes, last the store.
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use serde_json::json;
+use tidegate_mail::Timestamp;
 use tidegate_net::clock::OsClock;
-use tidegate_queue::{Clock, Engine, Parts, StoreError};
+use tidegate_queue::{Clock, Directory, Engine, Parts, StoreError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -20,9 +21,8 @@ use crate::config::{Config, ListenerTls, Loaded};
 use crate::data_dir::DataDir;
 use crate::host::{GatewayHost, load_directory};
 use crate::policies::Policies;
-use crate::secrets::{self, MasterKey};
 use crate::tls::Certificate;
-use crate::{logging, parts, submission};
+use crate::{logging, parts, submission, tls};
 
 /// Name of the file in `data_dir` with the admin address in use.
 pub const ADMIN_ADDRESS: &str = "admin.address";
@@ -69,37 +69,6 @@ fn raise_file_limit(config: &Config) {
     }
 }
 
-fn master_key(config: &Config) -> Result<Arc<MasterKey>, Failure> {
-    MasterKey::read(&config.master_key_file)
-        .map(Arc::new)
-        .map_err(|e| {
-            Failure::failed(
-                format!("the master key {}: {e}", config.master_key_file.display()),
-                "restore it with mode 0600, or make a new one with: tidegate init --force",
-            )
-        })
-}
-
-fn admin_token(config: &Config) -> Result<String, Failure> {
-    let path = &config.admin.token_file;
-    let token = secrets::read_private(path)
-        .map(|text| text.trim().to_owned())
-        .map_err(|e| e.to_string())
-        .and_then(|token| {
-            if token.len() < 32 {
-                Err("it is shorter than 32 characters".to_owned())
-            } else {
-                Ok(token)
-            }
-        });
-    token.map_err(|reason| {
-        Failure::failed(
-            format!("the admin token {}: {reason}", path.display()),
-            "restore it with mode 0600, or make a new one with: tidegate init --force",
-        )
-    })
-}
-
 async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
     let config = &loaded.config;
     if config.submission.listener.is_empty() {
@@ -114,15 +83,32 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
 
     raise_file_limit(config);
 
-    // Everything that may refuse comes before anything that acts.
+    // Everything that may refuse comes before anything that acts: opening the store takes it away
+    // from a gateway that has it, and from the engine on a start that fails looks like a crash.
     let _held = DataDir::take_or_tell(&config.data_dir)?;
-    let key = master_key(config)?;
-    let token = admin_token(config)?;
+    if let Some(path) = &args.ready_file {
+        std::fs::write(beside(path), "").map_err(|e| unwritable(path, &e))?;
+    }
+    let key = parts::master_key(config)?;
+    let token = parts::admin_token(config)?;
     let certificate = certificate(config)?;
     let admin_socket = submission::listen("admin API", config.admin.address)?;
+    let (admin_socket, admin_address) = admin_listener(admin_socket)?;
+    let directory = Arc::new(ArcSwap::from_pointee(Directory::default()));
+    let submission = submission::bind(
+        config,
+        certificate.as_ref(),
+        directory.clone(),
+        clock.clone(),
+    )?;
+    let addresses = submission
+        .local_addrs()
+        .map_err(|e| Failure::failed(format!("submission: {e}"), ""))?;
+    let settings = parts::settings(config)?;
     let resolver = parts::resolver(config, clock.clone())?;
     let sinks = parts::sinks(config, &resolver, &clock)?;
     let smtp = Arc::new(parts::transport(config, resolver.clone(), clock.clone())?);
+    smtp.listens_at(addresses.iter().copied().chain([admin_address]).collect());
     let (store, registry) = parts::open_store(config).await?;
     let stored = |e: StoreError| {
         Failure::failed(
@@ -130,9 +116,7 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
             "see docs/operator.md",
         )
     };
-    let directory = Arc::new(ArcSwap::from_pointee(
-        load_directory(&*registry).await.map_err(stored)?,
-    ));
+    directory.store(Arc::new(load_directory(&*registry).await.map_err(stored)?));
     let policies = Policies::start(config, &key, registry.clone(), directory.clone()).await?;
 
     let unseal = {
@@ -140,7 +124,7 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
         Arc::new(move |sealed: &str| key.open(sealed))
     };
     let engine = Engine::open(Parts {
-        settings: parts::settings(config)?,
+        settings,
         store: store.clone(),
         clock: clock.clone(),
         resolver: resolver.clone(),
@@ -154,28 +138,11 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
     .await
     .map_err(stored)?;
 
-    let submission = submission::bind(
-        config,
-        certificate.as_ref(),
-        engine.clone(),
-        directory.clone(),
-        clock.clone(),
-    )?;
-    let addresses = submission
-        .local_addrs()
-        .map_err(|e| Failure::failed(format!("submission: {e}"), ""))?;
-
-    let own = addresses.iter().copied().chain(admin_socket.local_addr());
-    smtp.listens_at(own.collect());
-
-    let (stop_engine, engine_stops) = watch::channel(false);
-    let delivering = tokio::spawn(
-        engine
-            .clone()
-            .run(stopped(engine_stops), config.shutdown_grace.get()),
-    );
+    // From here on a failure ends like a stop, so that what is under way is finished.
+    let (stop_engine, engine_stops) = watch::channel(None);
+    let delivering = tokio::spawn(engine.clone().run(told_until(engine_stops, clock.clone())));
     let (stop_submission, submission_stops) = watch::channel(false);
-    let accepting = tokio::spawn(submission.run(stopped(submission_stops)));
+    let accepting = tokio::spawn(submission.run(engine.clone(), stopped(submission_stops)));
 
     let host = Arc::new(GatewayHost {
         registry: registry.clone(),
@@ -199,25 +166,29 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
         version: env!("CARGO_PKG_VERSION"),
         started_at,
         max_component: tidegate_policy::limits::UPLOAD,
+        max_config: tidegate_policy::limits::CONFIG,
     });
     let (stop_admin, admin_stops) = watch::channel(false);
-    let (admin_socket, admin_address) = admin_listener(admin_socket)?;
     let admin = tokio::spawn(tidegate_admin::serve(
         admin_socket,
         router,
         stopped(admin_stops),
     ));
 
-    ready(config, args, admin_address, &addresses)?;
-    wait(signals, config, certificate.as_deref()).await;
+    let told = ready(config, args, admin_address, &addresses);
+    if told.is_ok() {
+        wait(signals, config, certificate.as_deref()).await;
+    }
 
     tracing::info!("stopping: no more mail is taken");
     notify_manager("STOPPING=1");
+    // One time for all: what submission does not need is left for the deliveries.
+    let until = clock.now().plus(config.shutdown_grace.get());
     stop_submission.send_replace(true);
     if let Err(error) = accepting.await {
         tracing::error!(%error, "submission did not end in order");
     }
-    stop_engine.send_replace(true);
+    stop_engine.send_replace(Some(until));
     if let Err(error) = delivering.await {
         tracing::error!(%error, "the engine did not end in order");
     }
@@ -232,7 +203,7 @@ async fn serve(loaded: &Loaded, args: &ServeArgs) -> Outcome {
     // Syncs what is committed, and leaves the log of the database empty.
     store.close().await;
     tracing::info!("stopped");
-    Ok(())
+    told
 }
 
 fn certificate(config: &Config) -> Result<Option<Arc<Certificate>>, Failure> {
@@ -247,7 +218,7 @@ fn certificate(config: &Config) -> Result<Option<Arc<Certificate>>, Failure> {
     Certificate::load(&config.tls).map(Some).map_err(|e| {
         Failure::failed(
             format!("the certificate can't be used: {e}"),
-            "name a PEM chain and its private key under [tls], or make them with: tidegate init --force",
+            tls::remedy(&config.tls),
         )
     })
 }
@@ -263,6 +234,17 @@ fn admin_listener(socket: TcpListener) -> Result<(tokio::net::TcpListener, Socke
 /// Ends when the flag is set, or its owner is gone.
 async fn stopped(mut flag: watch::Receiver<bool>) {
     let _ = flag.wait_for(|stop| *stop).await;
+}
+
+/// Ends when there is a time until which attempts may go on, or nobody is left to tell one.
+async fn told_until(
+    mut until: watch::Receiver<Option<Timestamp>>,
+    clock: Arc<dyn Clock>,
+) -> Timestamp {
+    let told = until.wait_for(Option::is_some).await;
+    told.ok()
+        .and_then(|until| *until)
+        .unwrap_or_else(|| clock.now())
 }
 
 /// The signals that the gateway acts on, caught from the beginning.
@@ -317,15 +299,15 @@ fn ready(
         .zip(&config.submission.listener)
         .map(|(address, listener)| (*address, listener.tls))
         .collect();
-    let told = |path: &Path, text: &str| {
-        write_whole(path, text).map_err(|e| {
-            Failure::failed(
-                format!("{} can't be written: {e}", path.display()),
-                "make its directory writable for the user who runs tidegate",
-            )
-        })
-    };
-    told(&config.data_dir.join(ADMIN_ADDRESS), &format!("{admin}\n"))?;
+    let told = |path: &Path, text: &str| write_whole(path, text).map_err(|e| unwritable(path, &e));
+    let noted = told(&config.data_dir.join(ADMIN_ADDRESS), &format!("{admin}\n"));
+    match noted {
+        // The configuration has it, too: nobody needs the file.
+        Err(failure) if config.admin.address.port() != 0 => {
+            tracing::warn!(error = %failure, "the admin address could not be noted");
+        }
+        noted => noted?,
+    }
     if let Some(path) = &args.ready_file {
         let listeners: Vec<_> = listeners
             .iter()
@@ -353,12 +335,27 @@ fn ready(
     Ok(())
 }
 
+/// The file that a text is written to before it gets its name.
+fn beside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
 /// Written beside and renamed, so that a reader never sees half of it.
-fn write_whole(path: &Path, text: &str) -> std::io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".new");
+pub fn write_whole(path: &Path, text: impl AsRef<[u8]>) -> std::io::Result<()> {
+    let beside = beside(path);
     std::fs::write(&beside, text)?;
-    std::fs::rename(&beside, path)
+    std::fs::rename(&beside, path).inspect_err(|_| {
+        let _ = std::fs::remove_file(&beside);
+    })
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::failed(
+        format!("{} can't be written: {error}", path.display()),
+        "make its directory writable for the user who runs tidegate",
+    )
 }
 
 /// The protocol of `sd_notify(3)`; does nothing where no service manager asked for it.

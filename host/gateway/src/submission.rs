@@ -8,7 +8,7 @@ use arc_swap::ArcSwap;
 use tidegate_net::submission::{
     ListenerConfig, ListenerMode, Submission, SubmissionConfig, Timeouts,
 };
-use tidegate_queue::{Clock, Directory, Intake};
+use tidegate_queue::{Clock, Directory};
 
 use crate::cli::Failure;
 use crate::config::{Config, ListenerTls};
@@ -62,7 +62,6 @@ fn listeners(config: &Config) -> Vec<ListenerConfig> {
 pub fn bind(
     config: &Config,
     certificate: Option<&Arc<Certificate>>,
-    intake: Arc<dyn Intake>,
     directory: Arc<ArcSwap<Directory>>,
     clock: Arc<dyn Clock>,
 ) -> Result<Submission, Failure> {
@@ -89,12 +88,13 @@ pub fn bind(
             handshake: defaults.handshake.min(idle),
             login: defaults.login.min(idle),
             session: submission.session_timeout.get(),
-            stop: config.shutdown_grace.get(),
+            // The other half is for what they brought.
+            stop: config.shutdown_grace.get() / 2,
             ..defaults
         },
         ..SubmissionConfig::default()
     };
-    Submission::bind(settings, tls, intake, directory, clock).map_err(|error| {
+    Submission::bind(settings, tls, directory, clock).map_err(|error| {
         let text = error.to_string();
         match text.rsplit_once("; ") {
             Some((message, remedy)) => Failure::failed(message, remedy),

@@ -49,6 +49,31 @@ pub fn read(config: &Tls) -> Result<CertifiedKey, TlsError> {
     )
 }
 
+/// What to do where the files can't be used. `init --force` makes a pair where there is neither,
+/// and overwrites none.
+pub fn remedy(config: &Tls) -> String {
+    let (chain, key) = (&config.certificate, &config.key);
+    let one = |missing: &Path, there: &Path| {
+        format!(
+            "restore {}, or move {} away and make a new self-signed pair with: tidegate init --force",
+            missing.display(),
+            there.display()
+        )
+    };
+    match (chain.exists(), key.exists()) {
+        (true, true) => {
+            "put a PEM chain and the private key that belongs to it there, or name others under [tls]"
+                .to_owned()
+        }
+        (true, false) => one(key, chain),
+        (false, true) => one(chain, key),
+        (false, false) => {
+            "name a PEM chain and its private key under [tls], or make a self-signed pair with: tidegate init --force"
+                .to_owned()
+        }
+    }
+}
+
 /// The certificate in force.
 #[derive(Debug)]
 pub struct Certificate(ArcSwap<CertifiedKey>);

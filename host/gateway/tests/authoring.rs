@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 
 fn tidegate(dir: &Path, args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tidegate"))
+        .env_remove("TIDEGATE_CONFIG")
         .args(args)
         .current_dir(dir)
         .output()
@@ -20,7 +21,13 @@ fn told(output: &Output) -> String {
 }
 
 fn policies() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/policies")
+    // In the target directory, wherever that is.
+    let program = std::env::current_exe().unwrap();
+    program
+        .ancestors()
+        .map(|directory| directory.join("policies"))
+        .find(|path| path.is_dir())
+        .expect("run `cargo xtask plugins` first")
 }
 
 fn routing() -> String {

@@ -1,6 +1,7 @@
 //! The binary as an operator meets it: set up, checked, run, steered, stopped; and what it says
 //! and how it exits where something is wrong. Mail itself is the end-to-end suite's.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
@@ -12,6 +13,22 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tidegate");
+
+/// A program that meets none of the settings of a gateway that whoever runs the tests may have.
+fn command(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for name in [
+        "TIDEGATE_CONFIG",
+        "TIDEGATE_DATABASE",
+        "TIDEGATE_ADMIN",
+        "TIDEGATE_ADMIN_CA",
+        "TIDEGATE_TOKEN_FILE",
+        "NOTIFY_SOCKET",
+    ] {
+        command.env_remove(name);
+    }
+    command
+}
 
 /// A directory with a gateway's files.
 struct Place {
@@ -52,13 +69,11 @@ address = "127.0.0.1:0"
 
     fn run(&self, words: &[&str]) -> Output {
         // A command that should end and does not is a failure, not a hang.
-        Command::new("timeout")
+        command("timeout")
             .arg("60")
             .arg(BINARY)
             .args(words)
             .env("TIDEGATE_CONFIG", self.path("tidegate.toml"))
-            .env_remove("NOTIFY_SOCKET")
-            .env_remove("TIDEGATE_DATABASE")
             .stdin(Stdio::null())
             .output()
             .unwrap()
@@ -80,12 +95,11 @@ address = "127.0.0.1:0"
     fn serve(&self) -> Running {
         let ready = self.path("ready.json");
         let _ = std::fs::remove_file(&ready);
-        let mut child = Command::new(BINARY)
+        let mut child = command(BINARY)
             .arg("serve")
             .arg("--ready-file")
             .arg(&ready)
             .env("TIDEGATE_CONFIG", self.path("tidegate.toml"))
-            .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
@@ -102,6 +116,7 @@ address = "127.0.0.1:0"
         Running {
             child,
             lines,
+            said,
             ready: serde_json::from_str(&ready).unwrap(),
         }
     }
@@ -118,6 +133,8 @@ fn parts(output: &Output) -> (i32, String, String) {
 struct Running {
     child: Child,
     lines: BufReader<std::process::ChildStderr>,
+    /// Until it was ready.
+    said: String,
     ready: Value,
 }
 
@@ -321,6 +338,138 @@ fn a_port_in_use_is_named_with_its_remedy() {
         report["config"]["log"]["retention"], "7d",
         "the effective configuration"
     );
+    // A start that failed is not taken for a crash by the next.
+    drop(taken);
+    let running = place.serve();
+    assert!(!running.said.contains("in order"), "{}", running.said);
+}
+
+/// Names, modes and contents of all files below a directory.
+fn files(below: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(below).unwrap() {
+        let path = entry.unwrap().path();
+        let content = if path.is_dir() {
+            found.extend(files(&path));
+            Vec::new()
+        } else {
+            std::fs::read(&path).unwrap()
+        };
+        found.insert(path.clone(), (mode(&path), content));
+    }
+    found
+}
+
+/// The findings of `check --json` that are not well, as what they are about and all they say.
+fn faults(place: &Place) -> BTreeMap<String, String> {
+    let (_, out, err) = parts(&place.run(&["check", "--json"]));
+    let report: Value = serde_json::from_str(&out).unwrap_or_else(|e| panic!("{e}: {out}{err}"));
+    let findings = report["findings"].as_array().unwrap();
+    let bad = findings.iter().filter(|f| f["ok"] == false);
+    bad.map(|f| (f["what"].as_str().unwrap().to_owned(), f.to_string()))
+        .collect()
+}
+
+#[test]
+fn a_check_changes_nothing_and_says_what_a_start_would_refuse() {
+    // The DNS is not what this is about.
+    const NO_DNS: &str = "[delivery]\nresolvers = [\"127.0.0.1:1\"]\n";
+    let place = Place::new();
+    place.configure(NO_DNS);
+    std::fs::remove_dir_all(place.path("data")).unwrap();
+    let before = files(place.dir.path());
+    place.run(&["check"]);
+    assert_eq!(files(place.dir.path()), before, "before the first start");
+    assert_eq!(place.serve().stop().0, Some(0));
+    let before = files(place.dir.path());
+    let found = faults(&place);
+    for well in ["data directory", "database", "admin token", "certificate"] {
+        assert!(!found.contains_key(well), "{found:?}");
+    }
+    assert_eq!(files(place.dir.path()), before, "after a start");
+
+    std::fs::write(place.path("admin.token"), "short\n").unwrap();
+    std::fs::remove_file(place.path("tls/cert.pem")).unwrap();
+    std::fs::write(place.path("file"), "").unwrap();
+    place.configure(&format!(
+        "{NO_DNS}[export.log]\nkind = \"file\"\ndir = \"file/below\"\n"
+    ));
+    let before = files(place.dir.path());
+    let found = faults(&place);
+    assert!(found["admin token"].contains("32 characters"), "{found:?}");
+    assert!(found["export.log"].contains("file/below"), "{found:?}");
+    assert!(found["certificate"].contains("move"), "{found:?}");
+    assert_eq!(files(place.dir.path()), before, "where all is wrong");
+    for (what, remedy) in [("token", "init --force"), ("certificate", "move")] {
+        let (code, err) = place.fails(&["serve"]);
+        assert_eq!(code, 1);
+        assert!(err.contains(what) && err.contains(remedy), "{err}");
+        if what == "token" {
+            std::fs::remove_file(place.path("admin.token")).unwrap();
+            // Half a pair is not completed, and what there is not overwritten.
+            let (code, err) = place.fails(&["init", "--force", "--no-policies"]);
+            assert_eq!(code, 1);
+            assert!(err.contains("cert.pem is missing"), "{err}");
+            std::fs::write(place.path("admin.token"), "x".repeat(64)).unwrap();
+            let private = std::fs::Permissions::from_mode(0o600);
+            std::fs::set_permissions(place.path("admin.token"), private).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_init_that_can_not_work_leaves_nothing_in_the_way_of_the_next() {
+    let place = Place {
+        dir: tempfile::tempdir().unwrap(),
+    };
+    let (code, err) = place.fails(&["init", "--hostname", "bad name", "--no-policies"]);
+    assert_eq!(code, 2, "{err}");
+    assert!(
+        err.contains("--hostname") && err.contains("remedy"),
+        "{err}"
+    );
+    assert!(files(place.dir.path()).is_empty());
+    place.ok(&["init", "--hostname", "gateway.test", "--no-policies"]);
+}
+
+#[test]
+fn a_start_that_can_not_tell_that_it_is_ready_ends_in_order() {
+    let place = Place::new();
+    let serve = |ready: &str| {
+        let ready = place.path(ready).display().to_string();
+        let (code, err) = place.fails(&["serve", "--ready-file", &ready]);
+        assert_eq!(code, 1, "{err}");
+        assert!(err.contains("can't be written"), "{err}");
+        err
+    };
+    // Seen before anything is done, or only at the end: the name is one of a directory.
+    assert!(!serve("missing/ready.json").contains("stopp"));
+    std::fs::create_dir(place.path("taken")).unwrap();
+    assert!(serve("taken").contains("stopped"));
+    let running = place.serve();
+    assert!(!running.said.contains("in order"), "{}", running.said);
+    assert_eq!(running.stop().0, Some(0));
+}
+
+#[test]
+fn a_start_that_can_not_note_its_configured_admin_address_serves_all_the_same() {
+    let place = Place::new();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = free.local_addr().unwrap();
+    drop(free);
+    let text = std::fs::read_to_string(place.path("tidegate.toml")).unwrap();
+    let (before, _) = text.split_once("[admin]").unwrap();
+    let fixed = format!("{before}[admin]\naddress = \"{admin}\"\n");
+    std::fs::write(place.path("tidegate.toml"), fixed).unwrap();
+    std::fs::create_dir(place.path("data/admin.address")).unwrap();
+    let running = place.serve();
+    assert!(
+        running.said.contains("could not be noted"),
+        "{}",
+        running.said
+    );
+    place.ok(&["stats"]);
+    assert_eq!(running.stop().0, Some(0));
 }
 
 #[test]
@@ -347,6 +496,36 @@ fn a_damaged_database_and_a_lost_key_are_named() {
     let (code, err) = place.fails(&["serve"]);
     assert_eq!(code, 1);
     assert!(err.contains("master.key") && err.contains("0600"), "{err}");
+}
+
+#[test]
+fn an_address_that_is_none_is_told_from_a_gateway_that_is_down() {
+    let place = Place::new();
+    let fails = |admin: &str| {
+        let token = place.path("admin.token").display().to_string();
+        let words = ["--admin", admin, "--token-file", &token, "stats"];
+        place.fails(&words)
+    };
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let (code, err) = fails(&address);
+    assert_eq!(code, 69, "{err}");
+    let (code, err) = fails("gateway.invalid:8025");
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("ssh -L"), "{err}");
+    let (code, err) = fails("https://gateway.invalid");
+    assert_eq!(code, 1, "{err}");
+    // Somebody is there, and hangs up in the middle of it.
+    let rude = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = rude.local_addr().unwrap().to_string();
+    let hangs_up = std::thread::spawn(move || {
+        let (mut stream, _) = rude.accept().unwrap();
+        let _ = stream.read(&mut [0; 100]);
+    });
+    let (code, err) = fails(&address);
+    assert_eq!(code, 1, "{err}");
+    hangs_up.join().unwrap();
 }
 
 #[test]

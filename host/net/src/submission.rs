@@ -191,16 +191,21 @@ struct Shared {
 /// The bound listeners, not yet accepting.
 pub struct Submission {
     listeners: Vec<(TcpListener, Arc<Listener>)>,
-    shared: Arc<Shared>,
+    config: SubmissionConfig,
+    tls: Option<TlsAcceptor>,
+    directory: Arc<ArcSwap<Directory>>,
+    clock: Arc<dyn Clock>,
+    auth: Authenticator,
+    slots: Arc<Slots>,
+    stats: Arc<SubmissionStats>,
 }
 
 impl Submission {
     /// Opens all sockets; must be called within a tokio runtime. An error names the listener
-    /// and the remedy.
+    /// and the remedy. Whoever connects is greeted once it runs.
     pub fn bind(
         config: SubmissionConfig,
         tls: Option<Arc<rustls::ServerConfig>>,
-        intake: Arc<dyn Intake>,
         directory: Arc<ArcSwap<Directory>>,
         clock: Arc<dyn Clock>,
     ) -> io::Result<Submission> {
@@ -229,23 +234,15 @@ impl Submission {
                 }),
             ));
         }
-        let auth = Authenticator::new(config.auth, directory.clone(), clock.clone())?;
-        let slots = Slots::new(config.max_connections, config.max_connections_per_address);
-        let memory = Memory::new(config.memory);
         Ok(Submission {
             listeners,
-            shared: Arc::new(Shared {
-                config,
-                tls: tls.map(TlsAcceptor::from),
-                intake,
-                directory,
-                clock,
-                auth,
-                slots,
-                memory,
-                stats: Arc::default(),
-                stop: watch::Sender::new(Stop::Running),
-            }),
+            auth: Authenticator::new(config.auth, directory.clone(), clock.clone())?,
+            slots: Slots::new(config.max_connections, config.max_connections_per_address),
+            tls: tls.map(TlsAcceptor::from),
+            stats: Arc::default(),
+            config,
+            directory,
+            clock,
         })
     }
 
@@ -255,26 +252,38 @@ impl Submission {
     }
 
     pub fn stats(&self) -> Arc<SubmissionStats> {
-        self.shared.stats.clone()
+        self.stats.clone()
     }
 
     /// A function that tells how many connections are open.
     pub fn connections_open(&self) -> impl Fn() -> usize + Send + Sync + 'static {
-        let slots = self.shared.slots.clone();
+        let slots = self.slots.clone();
         move || slots.open()
     }
 
     /// Serves until `stop` is ready. Then takes no more connections, closes the idle ones with
     /// 421 4.3.2, and returns when those with a message under way have ended, or
-    /// [`Timeouts::stop`] after. The intake must go on working until then.
-    pub async fn run(self, stop: impl Future<Output = ()>) {
+    /// [`Timeouts::stop`] after; 5 seconds more (but no more than that time again) are for what
+    /// waits for the intake. The intake must go on working until then.
+    pub async fn run(self, intake: Arc<dyn Intake>, stop: impl Future<Output = ()>) {
+        let shared = Arc::new(Shared {
+            memory: Memory::new(self.config.memory),
+            config: self.config,
+            tls: self.tls,
+            intake,
+            directory: self.directory,
+            clock: self.clock,
+            auth: self.auth,
+            slots: self.slots,
+            stats: self.stats,
+            stop: watch::Sender::new(Stop::Running),
+        });
         let mut accepting = JoinSet::new();
         for (socket, listener) in self.listeners {
-            accepting.spawn(accept(socket, listener, self.shared.clone()));
+            accepting.spawn(accept(socket, listener, shared.clone()));
         }
         stop.await;
         accepting.shutdown().await;
-        let shared = self.shared;
         shared.stop.send_replace(Stop::Draining);
         let grace = shared.config.timeouts.stop;
         if tokio::time::timeout(grace, shared.slots.all_free())
@@ -289,7 +298,8 @@ impl Submission {
         );
         shared.stop.send_replace(Stop::Now);
         // What waits for the intake now gets the chance to send its reply.
-        let _ = tokio::time::timeout(Duration::from_secs(5), shared.slots.all_free()).await;
+        let replies = Duration::from_secs(5).min(grace);
+        let _ = tokio::time::timeout(replies, shared.slots.all_free()).await;
     }
 }
 

@@ -10,6 +10,7 @@ mod log;
 mod migrate;
 mod options;
 mod postgres;
+mod probe;
 mod registry;
 mod rows;
 mod sqlite;
@@ -20,8 +21,10 @@ use std::sync::Arc;
 
 use tidegate_queue::{Registry, Store, StoreError, StoreResult};
 
+pub use migrate::Schema;
 pub use options::Options;
 pub use postgres::PgStore;
+pub use probe::{Probe, probe};
 pub use sqlite::SqliteStore;
 pub use sqlite::disk::{Disk, RealDisk};
 
@@ -39,11 +42,21 @@ pub async fn open(
         let store = SqliteStore::open(dir, options).await?;
         return Ok((store.clone(), store));
     }
-    if database.starts_with("postgres://") || database.starts_with("postgresql://") {
+    if is_postgres(database) {
         let store = PgStore::open(database, options).await?;
         return Ok((store.clone(), store));
     }
-    Err(StoreError::Conflict(format!(
-        "database {database:?}: expected \"sqlite\" or \"postgres://USER@HOST/NAME\""
-    )))
+    Err(unknown())
+}
+
+pub(crate) fn is_postgres(database: &str) -> bool {
+    database.starts_with("postgres://") || database.starts_with("postgresql://")
+}
+
+/// The name may hold a password, so it is not repeated.
+pub(crate) fn unknown() -> StoreError {
+    StoreError::Conflict(
+        "the database is neither \"sqlite\" nor a URL such as \"postgres://USER@HOST/NAME\""
+            .to_owned(),
+    )
 }

@@ -30,11 +30,38 @@ const STEPS: &[Step] = &[
     step!("0005_history"),
 ];
 
+/// How the schema of a database compares with this version's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Schema {
+    /// There is none: the first start makes it.
+    None,
+    /// The next start brings it up to date.
+    Older {
+        steps: u32,
+    },
+    Current,
+}
+
+impl Schema {
+    /// # Errors
+    /// `Conflict` for one that a newer version made.
+    pub(crate) fn of(last: i64) -> StoreResult<Self> {
+        match STEPS.len() as i64 - last {
+            missing if missing < 0 => Err(too_new(last)),
+            0 => Ok(Schema::Current),
+            missing if last > 0 => Ok(Schema::Older {
+                steps: missing as u32,
+            }),
+            _ => Ok(Schema::None),
+        }
+    }
+}
+
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS migration (
     number BIGINT PRIMARY KEY,
     name   TEXT NOT NULL
 )";
-const LAST: &str = "SELECT coalesce(max(number), 0) FROM migration";
+pub(crate) const LAST: &str = "SELECT coalesce(max(number), 0) FROM migration";
 const NOTE: &str = "INSERT INTO migration (number, name) VALUES ($1, $2)";
 
 fn too_new(number: i64) -> StoreError {

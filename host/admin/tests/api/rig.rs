@@ -16,6 +16,9 @@ use tidegate_queue::*;
 
 pub const TOKEN: &str = "0123456789abcdef0123456789abcdef";
 
+/// As the gateway has it.
+pub const MAX_CONFIG: usize = 4 * 1024 * 1024;
+
 pub struct Still;
 
 impl Clock for Still {
@@ -254,6 +257,7 @@ impl Api {
                 version: "0",
                 started_at: Still.now(),
                 max_component: 1024,
+                max_config: MAX_CONFIG,
             });
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();

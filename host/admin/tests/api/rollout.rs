@@ -169,3 +169,28 @@ fn steps_that_make_no_sense_are_refused() {
         triple(422, "invalid", "slot")
     );
 }
+
+#[test]
+fn a_share_that_is_none_names_the_field_of_its_request() {
+    let api = Api::start().with_tenant();
+    let body = json!({"slot": "routing/acme", "digest": "abcdef", "percent": 0});
+    assert_eq!(
+        api.refused(api.post("/slots/canary", body)),
+        triple(422, "invalid", "percent")
+    );
+}
+
+#[test]
+fn the_largest_configuration_goes_in_and_a_larger_one_is_told() {
+    use base64::Engine as _;
+    let api = Api::start().with_tenant();
+    let component = "routing-policy ".to_owned() + &"c".repeat(1024 - 15);
+    let component = base64::engine::general_purpose::STANDARD.encode(component);
+    // Twice as long in JSON.
+    let with = |bytes: usize| json!({"component": component, "config": "\n".repeat(bytes)});
+    let (status, made) = api.post("/policies", with(MAX_CONFIG));
+    assert_eq!(status, 201, "{}", made["error"]);
+    let refused = api.post("/policies", with(MAX_CONFIG + 1));
+    assert!(refused.1["error"]["remedy"].is_string());
+    assert_eq!(api.refused(refused), triple(422, "invalid", "config"));
+}

@@ -146,3 +146,38 @@ fn a_preview_shows_each_kind_without_changing_anything() {
             .starts_with("Your message could not be")
     );
 }
+
+#[test]
+fn of_two_changes_at_the_same_time_neither_is_lost() {
+    let api = Api::start().with_tenant();
+    for round in 0..40 {
+        let suspended = round % 2 == 0;
+        let word = format!("Round {round}");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let body = json!({"suspended": suspended});
+                assert_eq!(api.patch("/tenants/acme", body).0, 200);
+            });
+            let answer = put(&api, json!({"from_name": word}));
+            assert_eq!(answer.0, 200, "{answer:?}");
+        });
+        let tenant = api.get("/tenants/acme").1;
+        let wording = api.get("/tenants/acme/wording").1;
+        assert_eq!(
+            (&tenant["suspended"], &wording["wording"]["from_name"]),
+            (&json!(suspended), &json!(word)),
+            "round {round}"
+        );
+    }
+    for round in 0..20 {
+        let id = format!("t{round}");
+        let body = json!({"id": id, "domains": ["t.example"]});
+        assert_eq!(api.post("/tenants", body).0, 201);
+        let path = format!("/tenants/{id}");
+        std::thread::scope(|scope| {
+            scope.spawn(|| api.patch(&path, json!({"suspended": true})));
+            assert_eq!(api.delete(&path).0, 200);
+        });
+        assert_eq!(api.get(&path).0, 404, "what was removed came back");
+    }
+}

@@ -99,6 +99,15 @@ fn world_of(script: &str, language: Language) -> Option<NewWorld> {
     }
 }
 
+/// Whether both names stand for one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    match (one.metadata(), other.metadata()) {
+        (Ok(one), Ok(other)) => (one.dev(), one.ino()) == (other.dev(), other.ino()),
+        _ => false,
+    }
+}
+
 pub fn run(args: &BuildArgs) -> Outcome {
     let unreadable = |path: &Path, e: std::io::Error| {
         Failure::usage(
@@ -131,6 +140,14 @@ pub fn run(args: &BuildArgs) -> Outcome {
             )
         })?,
     };
+    for (what, read) in [("script", &args.script), ("engine", &engine)] {
+        if is_same(read, &args.output) {
+            return Err(Failure::usage(
+                format!("{} is the {what} itself", args.output.display()),
+                "name another file with --output",
+            ));
+        }
+    }
     let engine_bytes = std::fs::read(&engine).map_err(|e| unreadable(&engine, e))?;
     let policy = script::embed(&engine_bytes, &script).map_err(|e| {
         Failure::usage(
@@ -138,7 +155,7 @@ pub fn run(args: &BuildArgs) -> Outcome {
             "",
         )
     })?;
-    std::fs::write(&args.output, &policy).map_err(|e| {
+    crate::serve::write_whole(&args.output, &policy).map_err(|e| {
         Failure::failed(
             format!("{} can't be written: {e}", args.output.display()),
             "name another file with --output",
@@ -176,5 +193,28 @@ mod tests {
         assert_eq!(of("def render (events): return []"), Some(NewWorld::Export));
         assert_eq!(of("# def plan\nclass A:\n    def plan(self): pass"), None);
         assert_eq!(of("def other(decide): pass"), None);
+    }
+
+    #[test]
+    fn neither_the_script_nor_the_engine_is_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("policy.py");
+        let engine = dir.path().join("engine.wasm");
+        let link = dir.path().join("link.wasm");
+        std::fs::write(&script, "def decide(message):\n    pass\n").unwrap();
+        std::fs::write(&engine, "an engine").unwrap();
+        std::os::unix::fs::symlink(&engine, &link).unwrap();
+        for output in [&script, &engine, &link] {
+            let refused = run(&BuildArgs {
+                script: script.clone(),
+                output: output.clone(),
+                world: None,
+                engine: Some(engine.clone()),
+            })
+            .unwrap_err();
+            assert!(refused.to_string().contains("itself"), "{refused}");
+        }
+        assert_eq!(std::fs::read_to_string(&engine).unwrap(), "an engine");
+        assert!(std::fs::read_to_string(&script).unwrap().starts_with("def"));
     }
 }

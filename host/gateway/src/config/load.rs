@@ -58,6 +58,9 @@ impl fmt::Display for ConfigError {
     }
 }
 
+/// Replaces the key `database`, for one with a password.
+const DATABASE: &str = "TIDEGATE_DATABASE";
+
 /// Reads, checks and completes the file.
 ///
 /// # Errors
@@ -77,13 +80,11 @@ pub fn load(path: &Path) -> Result<Loaded, ConfigError> {
         }],
     })?;
     let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let mut config = parse(&text).map_err(|problems| ConfigError {
+    let database = std::env::var(DATABASE).ok();
+    let mut config = parse_with(&text, database).map_err(|problems| ConfigError {
         path: path.clone(),
         problems,
     })?;
-    if let Ok(database) = std::env::var("TIDEGATE_DATABASE") {
-        config.database = database;
-    }
     let base = path.parent().unwrap_or(Path::new("/"));
     absolute(&mut config, base);
     Ok(Loaded { config, path })
@@ -120,9 +121,27 @@ fn absolute(config: &mut Config, base: &Path) {
 }
 
 /// From text to a configuration whose values make sense.
-pub(super) fn parse(text: &str) -> Result<Config, Vec<Problem>> {
-    let config: Config = toml::from_str(text).map_err(|error| vec![explain(text, &error)])?;
-    let problems = Check::run(text, &config);
+///
+/// # Errors
+/// All mistakes found.
+pub fn parse(text: &str) -> Result<Config, Vec<Problem>> {
+    parse_with(text, None)
+}
+
+/// The same, with what replaces the key `database`.
+fn parse_with(text: &str, database: Option<String>) -> Result<Config, Vec<Problem>> {
+    let mut config: Config = toml::from_str(text).map_err(|error| vec![explain(text, &error)])?;
+    let replaced = database.is_some();
+    if let Some(database) = database {
+        config.database = database;
+    }
+    let mut problems = Check::run(text, &config);
+    for problem in problems.iter_mut().filter(|p| p.key == "database") {
+        if replaced {
+            problem.at = None;
+            problem.key = format!("the environment variable {DATABASE}");
+        }
+    }
     if problems.is_empty() {
         Ok(config)
     } else {
@@ -364,10 +383,78 @@ mod tests {
                 "[delivery]\nresolvers = [\"dns\"]\n",
                 "2:14 delivery.resolvers.0",
             ),
+            (
+                "[export.a]\nheaders = [\"A: b\"]\n",
+                "2:11 export.a.headers",
+            ),
+            ("[export.a]\nauth = \"basic\"\n", "2:8 export.a.auth"),
+            (
+                "[export.a]\nkind = \"http\"\nurl = \"https://crm.example/\"\ndir = \"x\"\n",
+                "4:7 export.a.dir",
+            ),
+            (
+                "[export.a]\nkind = \"http\"\nurl = \"https://crm.example/\"\nauth_header = \"X-Key\"\n",
+                "4:15 export.a.auth_header",
+            ),
+            (
+                "[policy]\nkeep_revisions = 0\n",
+                "2:18 policy.keep_revisions",
+            ),
+            (
+                "[delivery]\nmta_sts_port = 0\n",
+                "2:16 delivery.mta_sts_port",
+            ),
+            (
+                "[delivery]\nbulk_recipients = 0\n",
+                "2:19 delivery.bulk_recipients",
+            ),
+            (
+                "[delivery]\ncampaign_header = \"X Campaign\"\n",
+                "2:19 delivery.campaign_header",
+            ),
+            (
+                "[delivery]\nlifetime = \"2h\"\ndelay_notice_after = \"2h\"\n",
+                "3:22 delivery.delay_notice_after",
+            ),
+            ("[log]\nlevel = \"inof\"\n", "2:9 log.level"),
+            ("[log]\nlevel = \"info,tidegate_net\"\n", "2:9 log.level"),
+            ("[log]\nlevel = \"\"\n", "2:9 log.level"),
             ("hostname = \n", "1:12 "),
         ] {
             assert_eq!(problems(text), [expected], "{text}");
         }
+    }
+
+    #[test]
+    fn levels_and_filters_of_the_log_are_taken() {
+        for level in [
+            "warn",
+            "OFF",
+            "info,tidegate_net=debug",
+            "tidegate_net=trace",
+            "info,policy[call{slot=a}]=debug",
+        ] {
+            let text = format!("[log]\nlevel = {level:?}\n");
+            assert_eq!(problems(&text), Vec::<String>::new(), "{level}");
+        }
+    }
+
+    #[test]
+    fn a_lifetime_below_the_default_of_the_delay_notice_is_none_of_its_business() {
+        let config = parse("[delivery]\nlifetime = \"1h\"\n").unwrap();
+        assert_eq!(config.delivery.delay_notice_after, Span::hours(4));
+    }
+
+    #[test]
+    fn what_replaces_the_database_is_checked_and_not_repeated() {
+        let replaced = |database: &str| parse_with("", Some(database.to_owned()));
+        assert_eq!(
+            replaced("postgres://u@db/x").unwrap().database,
+            "postgres://u@db/x"
+        );
+        let found = replaced("host=db password=s3cret").unwrap_err();
+        assert!(found[0].key.contains("TIDEGATE_DATABASE"), "{found:?}");
+        assert!(!format!("{found:?}").contains("s3cret"), "{found:?}");
     }
 
     #[test]
@@ -395,10 +482,39 @@ mod tests {
 
     #[test]
     fn passwords_are_not_shown() {
-        let config = parse("database = \"postgres://u:secret@db/tide\"\n").unwrap();
-        assert_eq!(config.shown_database(), "postgres://u@db/tide");
-        let found = parse("database = \"mysql://u:secret@db/x\"\n").unwrap_err();
-        assert!(!found[0].message.contains("secret"));
+        for (database, shown) in [
+            ("postgres://u:s3cret@db/tide", "postgres://u@db/tide"),
+            ("postgres://db:5432/tide", "postgres://db:5432/tide"),
+            (
+                "postgres://u@[::1]:5432/tide",
+                "postgres://u@[::1]:5432/tide",
+            ),
+            ("postgres:///db?user=u&password=s3cret", "postgres:///db"),
+            ("postgres:///db?password=s3cret&user=u@x", "postgres://..."),
+            ("postgres://u:s3?cret@db/tide", "postgres://..."),
+            ("postgres://u:s3/cret@db/tide", "postgres://..."),
+            ("postgres://u:12#s3cret@db/tide", "postgres://..."),
+            ("host=db password=s3cret", "..."),
+        ] {
+            let config = Config {
+                database: database.to_owned(),
+                ..Config::default()
+            };
+            assert_eq!(config.shown_database(), shown, "{database}");
+        }
+        let found = parse("database = \"mysql://u:s3cret@db/x\"\n").unwrap_err();
+        assert!(!format!("{found:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn what_opens_a_webhook_is_not_shown() {
+        let text = "[export.a]\nkind = \"http\"\nurl = \"https://crm.example:8443/hooks/s3cret?key=s3cret\"\nheaders = [\"X-Key: s3cret\"]\n";
+        let shown = parse(text).unwrap().shown();
+        assert_eq!(
+            shown.export["a"].url.as_deref(),
+            Some("https://crm.example:8443/...")
+        );
+        assert_eq!(shown.export["a"].headers, ["X-Key: ..."]);
     }
 
     #[test]

@@ -54,6 +54,17 @@ impl Check<'_> {
         }
     }
 
+    /// The name of a header field; empty: none.
+    fn header_name(&mut self, key: &str, name: &str) {
+        if name.len() > 100 || !name.bytes().all(|b| (33..=126).contains(&b) && b != b':') {
+            self.fail(
+                key,
+                format!("{name:?} is not the name of a header field"),
+                "use printable ASCII without ':' and blanks, or \"\" for none",
+            );
+        }
+    }
+
     fn at_least(&mut self, key: &str, value: Span, least: Span) {
         if value < least {
             self.fail(
@@ -94,7 +105,8 @@ impl Check<'_> {
         {
             self.fail(
                 "database",
-                format!("{:?} is not a known database", config.shown_database()),
+                // It may hold a password, so it is not repeated.
+                "the value names no known database",
                 "use \"sqlite\" or \"postgres://user@host/database\"",
             );
         }
@@ -220,8 +232,23 @@ impl Check<'_> {
                 delivery.messages_per_connection.into(),
             ),
             ("delivery.mx_port", delivery.mx_port.into()),
+            ("delivery.mta_sts_port", delivery.mta_sts_port.into()),
+            ("delivery.bulk_recipients", delivery.bulk_recipients),
         ] {
             self.positive(key, value.into());
+        }
+        self.header_name("delivery.campaign_header", &delivery.campaign_header);
+        if delivery.delay_notice_after >= delivery.lifetime
+            && place_of(self.text, "delivery.delay_notice_after").is_some()
+        {
+            self.fail(
+                "delivery.delay_notice_after",
+                format!(
+                    "no mail waits so long: delivery.lifetime is {}",
+                    delivery.lifetime
+                ),
+                "use less than the lifetime, or \"0s\" for no delay notices",
+            );
         }
         if delivery.dnssec_anchors.is_some() && delivery.dnssec != DnssecMode::Validate {
             self.fail(
@@ -263,10 +290,16 @@ impl Check<'_> {
 
     /// What would have no effect is a mistake: its author believes it has.
     fn export_file(&mut self, name: &str, export: &Export) {
+        let auth_header = Export::default().auth_header;
         for (key, given) in [
             ("url", export.url.is_some()),
             ("secret_file", export.secret_file.is_some()),
             ("signing_key_file", export.signing_key_file.is_some()),
+            ("headers", !export.headers.is_empty()),
+            ("auth", export.auth != ExportAuth::Plain),
+            ("auth_header", export.auth_header != auth_header),
+            ("trust_anchors", export.trust_anchors.is_some()),
+            ("allow_private", export.allow_private),
         ] {
             if given {
                 self.fail(
@@ -280,6 +313,13 @@ impl Check<'_> {
 
     fn export_http(&mut self, name: &str, export: &Export, near: bool) {
         let key = |field: &str| format!("export.{name}.{field}");
+        if export.dir.is_some() {
+            self.fail(
+                &key("dir"),
+                "an exporter of the kind http writes no files",
+                format!("remove it, or set export.{name}.kind to \"file\""),
+            );
+        }
         match export.url.as_deref().map(Target::parse) {
             None => self.fail(
                 &key("url"),
@@ -314,12 +354,18 @@ impl Check<'_> {
         if let Err(reason) = header(&format!("{}: x", export.auth_header)) {
             self.fail(&key("auth_header"), reason, "use \"Authorization\"");
         }
-        if export.auth != ExportAuth::Plain && export.secret_file.is_none() {
-            self.fail(
-                &key("auth"),
-                "there is no secret to write",
-                "name the file that has it with secret_file",
-            );
+        let auth_header = Export::default().auth_header;
+        for (field, given) in [
+            ("auth", export.auth != ExportAuth::Plain),
+            ("auth_header", export.auth_header != auth_header),
+        ] {
+            if given && export.secret_file.is_none() {
+                self.fail(
+                    &key(field),
+                    "there is no secret to write",
+                    "name the file that has it with secret_file",
+                );
+            }
         }
         self.at_least(&key("timeout"), export.timeout, Span::millis(100));
     }
@@ -335,26 +381,15 @@ impl Check<'_> {
                 "use \"7d\" or more",
             );
         }
-        let header = &config.log.record_header;
-        if header.len() > 100 || !header.bytes().all(|b| (33..=126).contains(&b) && b != b':') {
-            self.fail(
-                "log.record_header",
-                format!("{header:?} is not the name of a header field"),
-                "use printable ASCII without ':' and blanks, or \"\" for none",
-            );
-        }
-        if config
-            .log
-            .level
-            .parse::<tracing_subscriber::EnvFilter>()
-            .is_err()
-        {
+        self.header_name("log.record_header", &config.log.record_header);
+        if !is_log_filter(&config.log.level) {
             self.fail(
                 "log.level",
                 format!("{:?} is not a log level", config.log.level),
-                "use error, warn, info, debug or trace",
+                "use error, warn, info, debug, trace or off, or a filter such as \"info,tidegate_net=debug\"",
             );
         }
+        self.positive("policy.keep_revisions", config.policy.keep_revisions.into());
         for (name, export) in &config.export {
             let ok = (1..=63).contains(&name.len())
                 && name
@@ -387,4 +422,15 @@ impl Check<'_> {
             );
         }
     }
+}
+
+/// Whether it says which messages are written. A word alone that is no level would be taken for
+/// the name of a part of the program, and everything else would be silent.
+fn is_log_filter(text: &str) -> bool {
+    let levels = ["off", "error", "warn", "info", "debug", "trace"];
+    let told = |part: &str| {
+        let part = part.trim();
+        part.contains(['=', '[']) || levels.iter().any(|level| part.eq_ignore_ascii_case(level))
+    };
+    text.split(',').all(told) && text.parse::<tracing_subscriber::EnvFilter>().is_ok()
 }

@@ -473,8 +473,7 @@ async fn bind_errors_name_the_listener_and_the_remedy() {
             ..SubmissionConfig::default()
         };
         let directory = Arc::new(ArcSwap::from_pointee(Directory::default()));
-        let intake = Arc::new(Remembering::default());
-        match Submission::bind(config, None, intake, directory, Arc::new(OsClock)) {
+        match Submission::bind(config, None, directory, Arc::new(OsClock)) {
             Ok(_) => panic!("bound"),
             Err(error) => error.to_string(),
         }

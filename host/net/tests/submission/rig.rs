@@ -193,7 +193,6 @@ pub fn start(intake: Remembering, change: impl FnOnce(&mut SubmissionConfig)) ->
     let submission = Submission::bind(
         config,
         Some(Arc::new(tls)),
-        intake.clone(),
         directory.clone(),
         Arc::new(OsClock),
     )
@@ -201,12 +200,12 @@ pub fn start(intake: Remembering, change: impl FnOnce(&mut SubmissionConfig)) ->
     let (stop, stopped) = oneshot::channel();
     Server {
         addresses: submission.local_addrs().unwrap(),
-        intake,
+        intake: intake.clone(),
         directory,
         stats: submission.stats(),
         certificate,
         stop: Some(stop),
-        running: tokio::spawn(submission.run(async {
+        running: tokio::spawn(submission.run(intake, async {
             let _ = stopped.await;
         })),
     }

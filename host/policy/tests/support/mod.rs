@@ -16,9 +16,14 @@ static PREPARER: LazyLock<PolicyEngine> = LazyLock::new(|| PolicyEngine::for_pre
 
 /// A policy as built by `cargo xtask plugins`.
 pub fn plugin(name: &str) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../target/policies")
-        .join(format!("{name}.wasm"));
+    // In the target directory, wherever that is.
+    let program = std::env::current_exe().unwrap();
+    let policies = program
+        .ancestors()
+        .map(|directory| directory.join("policies"))
+        .find(|path| path.is_dir())
+        .unwrap_or_else(|| PathBuf::from("target/policies"));
+    let path = policies.join(format!("{name}.wasm"));
     std::fs::read(&path)
         .unwrap_or_else(|e| panic!("{}: {e}; run `cargo xtask plugins` first", path.display()))
 }

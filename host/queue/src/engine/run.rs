@@ -17,9 +17,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(600);
 const MAX_ROUNDS: usize = 100_000;
 
 impl Engine {
-    /// Serves until `stop` ends, then finishes the attempts under way (within `grace`)
-    /// and settles them.
-    pub async fn run(self: Arc<Self>, stop: impl Future<Output = ()> + Send, grace: Duration) {
+    /// Serves until `stop` ends, then finishes the attempts under way, no longer than until the
+    /// time that `stop` gave, and settles them.
+    pub async fn run(self: Arc<Self>, stop: impl Future<Output = Timestamp> + Send) {
         self.running.store(true, Ordering::Relaxed);
         let mut background = tokio::task::JoinSet::new();
         let me = self.clone();
@@ -39,9 +39,8 @@ impl Engine {
             background.spawn(async move { me.keep_exporting(&name, &*sink).await });
         }
         self.kick();
-        stop.await;
+        let limit = stop.await;
         self.stopping.store(true, Ordering::Relaxed);
-        let limit = self.now().plus(grace);
         while self.schedule().in_flight() > 0 && self.now() < limit {
             let look_again = self.now().plus(Duration::from_millis(100)).min(limit);
             tokio::select! {

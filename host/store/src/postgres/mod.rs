@@ -29,6 +29,8 @@ use crate::registry;
 use crate::rows::{Kind, Rows, Value};
 use crate::writer::Refusal;
 
+pub(crate) use open::probe;
+
 use content::{BodyReader, BodyWriter, Uploads, body_id};
 use rows::PgRows;
 

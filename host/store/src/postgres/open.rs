@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Executor, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, Row as _};
 use tidegate_mail::Promise;
 use tidegate_queue::{StoreError, StoreResult};
 
@@ -18,7 +18,7 @@ use crate::codec::parse;
 use crate::gate::{Failure, Gate, Tally};
 use crate::log::{Day, Days};
 use crate::writer::Writer;
-use crate::{Options, migrate};
+use crate::{Options, Probe, migrate};
 
 pub(crate) const SHARDS: usize = 256;
 
@@ -31,11 +31,7 @@ impl PgStore {
     /// that can't hold every character, or one of a newer version; `Failed` if the server
     /// can't be reached.
     pub async fn open(url: &str, options: Options) -> StoreResult<Arc<Self>> {
-        let connect: PgConnectOptions = url
-            .parse::<PgConnectOptions>()
-            .map_err(|e| StoreError::Conflict(format!("the database URL is not valid: {e}")))?
-            .application_name("tidegate")
-            .disable_statement_logging();
+        let connect = options_of(url)?;
         let mut conn = connect.connect().await.map_err(read_error)?;
         check_durability(&mut conn).await?;
         check_encoding(&mut conn).await?;
@@ -93,6 +89,24 @@ impl PgStore {
             epochs,
         }))
     }
+}
+
+fn options_of(url: &str) -> StoreResult<PgConnectOptions> {
+    Ok(url
+        .parse::<PgConnectOptions>()
+        .map_err(|e| StoreError::Conflict(format!("the database URL is not valid: {e}")))?
+        .application_name("tidegate")
+        .disable_statement_logging())
+}
+
+/// A look at the database at a `postgres://` URL; its owner goes on undisturbed.
+pub(crate) async fn probe(url: &str) -> StoreResult<Probe> {
+    let mut conn = options_of(url)?.connect().await.map_err(read_error)?;
+    check_durability(&mut conn).await?;
+    let found = crate::probe::postgres(&mut conn).await;
+    // What was asked for is known: how the session ends changes nothing.
+    let _ = conn.close().await;
+    found
 }
 
 async fn setting(conn: &mut PgConnection, name: &'static str) -> StoreResult<String> {

@@ -28,6 +28,7 @@ use crate::registry;
 use crate::rows::{Kind, Rows, Value};
 
 use content::{SegmentReader, SegmentWriter};
+pub(crate) use open::with_remedy;
 use rows::SqliteRows;
 use segments::Segments;
 

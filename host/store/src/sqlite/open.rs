@@ -143,7 +143,7 @@ fn open_error(path: &Path, error: &sqlx::Error) -> StoreError {
 }
 
 /// SQLite's words for a damaged database say nothing of what to do.
-fn with_remedy(path: &Path, error: StoreError) -> StoreError {
+pub(crate) fn with_remedy(path: &Path, error: StoreError) -> StoreError {
     let said = error.to_string();
     let damaged = ["file is not a database", "disk image is malformed"];
     if !damaged.iter().any(|words| said.contains(words)) {

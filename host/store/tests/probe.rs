@@ -1,0 +1,158 @@
+//! A look at a database changes nothing in it, and takes nothing from whoever has it open.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bytes::Bytes;
+use common::cluster::Cluster;
+use common::*;
+use sqlx::{AssertSqlSafe, Executor};
+use tidegate_queue::*;
+use tidegate_store::{Probe, Schema, probe};
+
+async fn look(place: &Place) -> StoreResult<Probe> {
+    probe(place.database(), place.dir.path()).await
+}
+
+/// Every file with its contents.
+fn files(below: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(below).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.insert(path.display().to_string(), std::fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sqlite_is_looked_at_without_a_trace() {
+    let place = Place::sqlite();
+    assert_eq!(look(&place).await.unwrap().schema, Schema::None);
+    assert!(files(place.dir.path()).is_empty());
+
+    let opened = place.open().await;
+    opened
+        .store
+        .accept(message(ids().next(T0), T0, &["a@x.example"], "text"))
+        .await
+        .unwrap();
+    // What a crash leaves: the commits are in the write-ahead log.
+    let crashed = tempfile::tempdir().unwrap();
+    for name in ["queue.db", "queue.db-wal"] {
+        std::fs::copy(place.dir.path().join(name), crashed.path().join(name)).unwrap();
+    }
+    opened.store.close().await;
+    drop(opened);
+
+    let before = files(place.dir.path());
+    let found = look(&place).await.unwrap();
+    assert_eq!(found.schema, Schema::Current);
+    assert!(!found.behind && found.activations.is_empty());
+    assert_eq!(files(place.dir.path()), before);
+
+    let before = files(crashed.path());
+    assert!(probe("sqlite", crashed.path()).await.unwrap().behind);
+    assert_eq!(files(crashed.path()), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_of_another_version_is_told() {
+    let place = Place::sqlite();
+    let opened = place.open().await;
+    opened.store.close().await;
+    drop(opened);
+    let path = place.dir.path().join("queue.db");
+    let change = async |sql: &'static str| {
+        use sqlx::ConnectOptions;
+        let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
+        let mut conn = options.connect().await.unwrap();
+        conn.execute(sql).await.unwrap();
+        sqlx::Connection::close(conn).await.unwrap();
+    };
+    change("DELETE FROM migration WHERE number = (SELECT max(number) FROM migration)").await;
+    let found = look(&place).await.unwrap();
+    assert_eq!(found.schema, Schema::Older { steps: 1 });
+    change("INSERT INTO migration (number, name) VALUES (9999, 'tomorrow')").await;
+    match look(&place).await {
+        Err(StoreError::Conflict(text)) => assert!(text.contains("newer version"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    std::fs::write(&path, [0xa5; 8192]).unwrap();
+    match look(&place).await {
+        Err(StoreError::Damaged(text)) => assert!(text.contains("backup"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_owner_of_a_postgresql_database_notices_nothing() {
+    let place = Place::postgres().await;
+    assert_eq!(look(&place).await.unwrap().schema, Schema::None);
+    let opened = place.open().await;
+    let source = ids();
+    let id = source.next(T0);
+    opened
+        .store
+        .accept(message(id, T0, &["a@x.example"], "text"))
+        .await
+        .unwrap();
+    let mut upload = opened.store.content_writer().await.unwrap();
+    let large = pattern(600_000, 1);
+    upload
+        .append(Bytes::from(large[..400_000].to_vec()))
+        .await
+        .unwrap();
+
+    assert_eq!(look(&place).await.unwrap().schema, Schema::Current);
+
+    upload
+        .append(Bytes::from(large[400_000..].to_vec()))
+        .await
+        .unwrap();
+    let content = upload.finish().await.unwrap();
+    let second = source.next(T0);
+    let mut whole = message(second, T0, &["b@x.example"], "");
+    whole.content = content;
+    opened.store.accept(whole).await.unwrap();
+    opened
+        .store
+        .settle(vec![delivered(&opened.store, recipient(id, 0), T0)])
+        .await
+        .unwrap();
+    assert_eq!(opened.store.counts().await.unwrap().recipients, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_use_a_postgresql_database_is_told() {
+    let place = Place::postgres().await;
+    let name = place.database().split('?').next().unwrap_or_default();
+    let name = name.rsplit('/').next().unwrap_or_default().to_owned();
+    let mut admin = Cluster::get().connect(&name).await;
+    let role = format!("guest_{name}");
+    for sql in [
+        format!("CREATE ROLE {role} LOGIN"),
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC".to_owned(),
+    ] {
+        admin
+            .execute(sqlx::raw_sql(AssertSqlSafe(sql)))
+            .await
+            .unwrap();
+    }
+    let (scheme, rest) = place.database().split_once("://").unwrap();
+    let (_, at) = rest.split_once('@').unwrap();
+    let url = format!("{scheme}://{role}@{at}");
+    match probe(&url, place.dir.path()).await {
+        Err(StoreError::Failed(text)) => assert!(text.contains("CREATE"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    match probe("host=db password=s3cret", place.dir.path()).await {
+        Err(StoreError::Conflict(text)) => assert!(!text.contains("s3cret"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+}
