@@ -47,7 +47,8 @@ fn mistakes_in_the_configuration_are_placed() {
     let internet = Internet::start().unwrap();
     let mut gateway = Gateway::new(Options::new(&internet).unwrap()).unwrap();
     let good = std::fs::read_to_string(gateway.config()).unwrap();
-    assert!(gateway.cli(&["check"]).unwrap().status.success());
+    let output = gateway.cli(&["check"]).unwrap();
+    assert!(output.status.success(), "{output:?}");
     for (from, to, expected) in [
         ("hostname =", "hostnam =", "hostname"),
         ("lifetime = \"1h\"", "lifetime = \"1 parsec\"", "lifetime"),

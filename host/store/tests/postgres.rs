@@ -147,7 +147,7 @@ async fn an_unreachable_server_and_a_bad_url_are_told_apart() {
     let cases = [
         ("postgres://nobody@127.0.0.1:1/x", "can't be reached"),
         ("postgres://host:notaport/x", "not valid"),
-        ("mysql://x", "expected \"sqlite\" or"),
+        ("mysql://x", "neither \"sqlite\" nor"),
     ];
     for (url, expected) in cases {
         let refused = tidegate_store::open(url, dir.path(), options()).await;
