@@ -236,7 +236,20 @@ fn is_refusal(error: &sqlx::Error) -> bool {
 /// `committed`, `aborted`, `in progress`; nothing if it is too long ago.
 async fn status(conn: &mut PgConnection, transaction: &str) -> Result<Option<String>, sqlx::Error> {
     let query = sqlx::query("SELECT pg_xact_status($1::text::xid8)").bind(transaction);
-    conn.fetch_one(query).await?.try_get(0)
+    match conn.fetch_one(query).await {
+        Ok(row) => row.try_get(0),
+        // "In the future" (invalid_parameter_value): the server came back without having written
+        // anything of it, not even that its number was given away. Nothing of it is there then.
+        Err(error) if is_code(&error, "22023") => Ok(Some("aborted".to_owned())),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_code(error: &sqlx::Error, sqlstate: &str) -> bool {
+    error
+        .as_database_error()
+        .and_then(|error| error.code())
+        .is_some_and(|code| code == sqlstate)
 }
 
 /// Messages of a doubtful commit were refused: if it was committed after all, they go.
