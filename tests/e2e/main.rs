@@ -11,6 +11,7 @@ mod passthrough;
 mod policies;
 mod postgres;
 mod rollout;
+mod shaping;
 mod submission;
 mod transport;
 

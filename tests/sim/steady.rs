@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidegate_mail::{Event, EventKind, MessageId, Notify, Timestamp, dsn};
 use tidegate_queue::route::{Action, Managed, Question, Routing};
-use tidegate_queue::shape::{LanePlan, LaneState, Limits, Plan, ReplyRule};
+use tidegate_queue::shape::{LanePlan, LaneState, Limits, Plan, ReplyRule, ReplyRules};
 use tidegate_queue::*;
 
 use crate::scenario::{Mail, START, Scenario};
@@ -43,10 +43,13 @@ impl Policy for Steady {
             wake: None,
         };
         Box::pin(std::future::ready(Ok(Plan {
-            lanes: vec![plan; lanes.len()],
+            lanes: vec![Some(plan); lanes.len()],
             state,
-            policy: None,
-            temporary: self.temporary.clone(),
+            rules: Some(ReplyRules {
+                rules: self.temporary.clone(),
+                policy: None,
+            }),
+            canary: None,
         })))
     }
 

@@ -347,14 +347,16 @@ impl Policy for ByName {
         Box::pin(std::future::ready(Ok(Plan {
             lanes: lanes
                 .iter()
-                .map(|_| LanePlan {
-                    limits: self.limits.clone(),
-                    wake: None,
+                .map(|_| {
+                    Some(LanePlan {
+                        limits: self.limits.clone(),
+                        wake: None,
+                    })
                 })
                 .collect(),
             state,
-            policy: None,
-            temporary: Vec::new(),
+            rules: None,
+            canary: None,
         })))
     }
 

@@ -214,7 +214,7 @@ pub(crate) struct NewPolicy {
     /// Keeps it, and puts it nowhere.
     #[serde(default)]
     inactive: bool,
-    /// Percent of the messages.
+    /// Percent of the messages, or of the lanes of a shaping policy.
     #[serde(default)]
     canary: Option<f64>,
     #[serde(default)]
@@ -233,7 +233,7 @@ impl NewPolicy {
         }
         if self.slot.is_none() && told.contains(&true) {
             return Err(ApiError::invalid("slot", "which slot is it for?")
-                .remedy("name it: routing or routing/TENANT"));
+                .remedy("name it: routing, routing/TENANT or shaping"));
         }
         Ok(match self.canary {
             Some(percent) => Some(Step::Canary {

@@ -15,15 +15,16 @@ use crate::extract::{Caller, Json, Query};
 use crate::policies::{Answer, check_slot, find, world_of};
 use crate::{ApiError, Context, Inputs, Rehearse, Shared, validate};
 
-/// A share in percent, as people say it.
+/// A share of messages or lanes in percent, as people say it.
 pub(crate) fn permille(field: &str, percent: f64) -> Result<u16, ApiError> {
     if (0.1..=100.0).contains(&percent) {
         Ok((percent * 10.0).round() as u16)
     } else {
-        Err(
-            ApiError::invalid(field, format!("{percent} % is no share of the messages"))
-                .remedy("use 0.1 to 100"),
+        Err(ApiError::invalid(
+            field,
+            format!("{percent} % is no share of messages or lanes"),
         )
+        .remedy("use 0.1 to 100"))
     }
 }
 
@@ -48,12 +49,11 @@ pub(crate) async fn put(
         )
         .remedy("activate it in a slot of its world"));
     }
-    if matches!(step, Step::Canary { .. } | Step::Shadow) && world != "routing-policy" {
-        return Err(ApiError::invalid(
-            "slot",
-            format!("{slot}: only routing policies can be tried on a part of the mail"),
-        )
-        .remedy("activate it; a roll-back brings the one before it back"));
+    if matches!(step, Step::Canary { .. } | Step::Shadow) && world == "log-exporter" {
+        return Err(
+            ApiError::invalid("slot", format!("{slot}: an export policy can't be tried"))
+                .remedy("activate it; a roll-back brings the one before it back"),
+        );
     }
     let digest = revision.digest.clone();
     change(context, caller, slot, step, purpose, digest, note).await
@@ -68,6 +68,7 @@ async fn change(
     digest: String,
     note: String,
 ) -> Result<Activation, ApiError> {
+    let replan = slot == "shaping" && replans(context, step).await?;
     let change = Activation {
         seq: 0,
         slot,
@@ -80,10 +81,20 @@ async fn change(
         cause: None,
     };
     context.host.change(change.clone()).await?;
-    if change.slot == "shaping" {
+    if replan {
         context.engine.replan();
     }
     Ok(change)
+}
+
+/// Whether a step makes another revision plan any lane: a shadow that comes or goes does not.
+async fn replans(context: &Context, step: Step) -> Result<bool, ApiError> {
+    if !matches!(step, Step::Shadow | Step::Withdraw) {
+        return Ok(true);
+    }
+    let slots = rollout::slots(&context.registry.activations().await?);
+    let trial = slots.get("shaping").and_then(|state| state.trial.as_ref());
+    Ok(trial.is_some_and(|trial| matches!(trial.step, Step::Canary { .. })))
 }
 
 /// The states of the slots that the caller may see.

@@ -13,6 +13,7 @@ mod policy_build;
 mod policy_examples;
 mod policy_history;
 mod policy_new;
+mod policy_report;
 mod policy_test;
 mod queue;
 mod stats;

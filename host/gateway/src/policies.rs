@@ -20,8 +20,8 @@ use arc_swap::ArcSwap;
 use tidegate_admin::{ApiError, PolicyChanges, Upload};
 use tidegate_net::clock::OsClock;
 use tidegate_policy::{
-    CodeCache, Fallback, HostOptions, Incident, Observed, PolicyEngine, PolicyHost, Prepared,
-    Refused, TrialKind, worker,
+    CodeCache, Fallback, HostOptions, Incident, Observed, PlannedAside, PolicyEngine, PolicyHost,
+    Prepared, Refused, TrialKind, worker,
 };
 use tidegate_queue::rollout::{self, SlotState, Step};
 use tidegate_queue::{Activation, Clock, Directory, Policy, Registry, Revision, Uploaded};
@@ -153,6 +153,7 @@ struct Kept {
 struct News {
     incidents: mpsc::UnboundedReceiver<Incident>,
     observed: mpsc::Receiver<Observed>,
+    planned: mpsc::Receiver<PlannedAside>,
 }
 
 fn engine(made: Result<PolicyEngine, tidegate_policy::LoadError>) -> Result<PolicyEngine, Failure> {
@@ -186,7 +187,10 @@ impl Policies {
             record: config.policy.record_inputs,
         };
         let host = Arc::new(PolicyHost::new(engine, directory.clone(), options));
-        let news = host.incidents().zip(host.observed());
+        let news = host
+            .incidents()
+            .zip(host.observed())
+            .zip(host.planned_aside());
         let policies = Policies {
             host,
             workshop,
@@ -205,9 +209,10 @@ impl Policies {
             changing: tokio::sync::Mutex::new(()),
             rehearsing: turns::Turns::new(REHEARSALS),
             uploading: turns::Turns::new(usize::MAX),
-            news: Mutex::new(news.map(|(incidents, observed)| News {
+            news: Mutex::new(news.map(|((incidents, observed), planned)| News {
                 incidents,
                 observed,
+                planned,
             })),
             hash_key: *key.address_key(),
         };

@@ -1,15 +1,26 @@
 //! Two answers to the same question, side by side: what a rehearsal and a shadow report.
 
-use std::collections::BTreeMap;
+mod calls;
+pub mod lanes;
 
 use serde::{Deserialize, Serialize};
 use tidegate_mail::MessageId;
 
 use crate::recorded::{Action, Answer, Recorded};
 
+pub use calls::{Cost, Costs, Failures};
+
 /// Pairs of actions told apart; what is beyond is counted together.
 const PAIRS: usize = 100;
 const EXAMPLES: usize = 3;
+
+/// What a shadow found so far.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase", tag = "of")]
+pub enum Compared {
+    Messages(Report),
+    Lanes(lanes::Report),
+}
 
 /// What changes where another revision decides. Reports of parts add up to one of the whole.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,8 +37,7 @@ pub struct Report {
     pub failures: Vec<Failed>,
     /// Header fields that the revision reads but that were not recorded.
     pub missing_headers: Vec<String>,
-    /// Microseconds of a call: how often each was seen.
-    pub costs: BTreeMap<u32, u64>,
+    pub costs: Costs,
     pub cost: Cost,
 }
 
@@ -53,20 +63,12 @@ pub struct Failed {
     pub message: MessageId,
 }
 
-/// Microseconds of a call.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cost {
-    pub p50: u32,
-    pub p99: u32,
-    pub max: u32,
-}
-
 impl Report {
     /// Enters the answer of the revision on trial beside the one that was given.
     pub fn answered(&mut self, record: &Recorded, answer: &Answer) {
         self.messages += 1;
         self.recipients += record.recipients.len() as u64;
-        *self.costs.entry(answer.cost_micros).or_default() += 1;
+        self.costs.enter(answer.cost_micros, 1);
         let Some(before) = &record.answer else { return };
         let mut changed = false;
         for (index, recipient) in record.recipients.iter().enumerate() {
@@ -95,34 +97,18 @@ impl Report {
     }
 
     fn change(&mut self, from: String, to: String, recipients: u64, examples: Vec<Example>) {
-        let known = self
-            .changes
-            .iter()
-            .position(|c| c.from == from && c.to == to);
-        let at = known.unwrap_or_else(|| {
-            let (from, to) = if self.changes.len() < PAIRS {
-                (from, to)
-            } else {
-                ("other".to_owned(), "other".to_owned())
-            };
-            match self
-                .changes
-                .iter()
-                .position(|c| c.from == from && c.to == to)
-            {
-                Some(at) => at,
-                None => {
-                    self.changes.push(Change {
-                        from,
-                        to,
-                        recipients: 0,
-                        examples: Vec::new(),
-                    });
-                    self.changes.len() - 1
-                }
-            }
-        });
-        let change = &mut self.changes[at];
+        let change = place(
+            &mut self.changes,
+            from,
+            to,
+            |c| (&c.from, &c.to),
+            |from, to| Change {
+                from,
+                to,
+                recipients: 0,
+                examples: Vec::new(),
+            },
+        );
         change.recipients += recipients;
         let room = EXAMPLES.saturating_sub(change.examples.len());
         change.examples.extend(examples.into_iter().take(room));
@@ -159,9 +145,7 @@ impl Report {
                 self.missing_headers.push(header);
             }
         }
-        for (micros, times) in other.costs {
-            *self.costs.entry(micros).or_default() += times;
-        }
+        self.costs.add(&other.costs);
         self.finish();
     }
 
@@ -169,25 +153,32 @@ impl Report {
     pub fn finish(&mut self) {
         self.changes
             .sort_by_key(|c| std::cmp::Reverse(c.recipients));
-        self.cost = Cost {
-            p50: self.percentile(50),
-            p99: self.percentile(99),
-            max: self.costs.keys().next_back().copied().unwrap_or(0),
-        };
+        self.cost = self.costs.sum_up();
     }
+}
 
-    fn percentile(&self, percent: u64) -> u32 {
-        let all: u64 = self.costs.values().sum();
-        let wanted = (all * percent).div_ceil(100);
-        let mut seen = 0;
-        for (micros, times) in &self.costs {
-            seen += times;
-            if seen >= wanted {
-                return *micros;
-            }
-        }
-        0
-    }
+/// The place of a change among those told apart by their words: its own while there are fewer than
+/// [`PAIRS`], else one for all the rest.
+fn place<T>(
+    all: &mut Vec<T>,
+    from: String,
+    to: String,
+    words: fn(&T) -> (&str, &str),
+    new: fn(String, String) -> T,
+) -> &mut T {
+    let find = |all: &[T], from: &str, to: &str| all.iter().position(|c| words(c) == (from, to));
+    let at = find(all, &from, &to).unwrap_or_else(|| {
+        let (from, to) = if all.len() < PAIRS {
+            (from, to)
+        } else {
+            ("other".to_owned(), "other".to_owned())
+        };
+        find(all, &from, &to).unwrap_or_else(|| {
+            all.push(new(from, to));
+            all.len() - 1
+        })
+    });
+    &mut all[at]
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::{Deserialize, Serialize};
 use tidegate_mail::Verdict;
 use tidegate_queue::route::{Action, Routing};
+use tidegate_queue::shape::Window;
 
 use crate::limits::{HARM_ATTEMPTS, HARM_DECISIONS, HARM_DIFFERENCE, HARM_MEMORY};
 
@@ -32,8 +33,8 @@ pub struct Rates {
     /// Recipients decided, and those among them that the policy refused or put off.
     pub recipients: u64,
     pub refused: u64,
-    /// First attempts at such recipients, and those among them that the destination
-    /// put off or refused.
+    /// First attempts at such recipients, or all attempts in the lanes that it planned, and those
+    /// among them that the destination put off or refused.
     pub attempted: u64,
     pub deferred: u64,
     pub bounced: u64,
@@ -59,6 +60,18 @@ impl Tally {
     pub fn failed(&self) {
         bump(&self.calls, 1);
         bump(&self.failures, 1);
+    }
+
+    /// A call that decides no recipient.
+    pub fn answered(&self) {
+        bump(&self.calls, 1);
+    }
+
+    /// What was counted in a lane since its last plan.
+    pub fn counted(&self, window: &Window) {
+        bump(&self.attempted, window.attempts.into());
+        bump(&self.deferred, window.deferred.into());
+        bump(&self.bounced, window.bounced.into());
     }
 
     pub fn attempted(&self, verdict: Verdict) {

@@ -5,6 +5,7 @@
 //! order, and the answer says which of them decided. Shaping and export report their fault;
 //! the queue then keeps the limits in force, or the cursor where it is.
 
+mod shaping;
 mod trials;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +20,7 @@ use tidegate_queue::{Directory, EventRecord, Fut, Payload, Policy, PolicyFault};
 use tokio::sync::mpsc;
 
 use crate::answer::Grants;
+use crate::aside::Aside;
 use crate::engine::{Active, Failure, LoadError, PolicyEngine};
 use crate::gate::Gate;
 use crate::incident::Incident;
@@ -29,6 +31,8 @@ use crate::rehearse::Rehearsal;
 use crate::slots::{Slot, SlotStatus, Slots};
 use crate::trial::Trial;
 use crate::worlds::{World, v1};
+
+pub use shaping::PlannedAside;
 
 /// What decides a message where no revision could.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +65,7 @@ pub enum ActivateError {
         found: World,
         digest: String,
     },
-    #[error("slot {0}: only routing policies can be tried on a part of the mail; activate it")]
+    #[error("slot {0}: an export policy can't be tried; activate it")]
     NoTrial(String),
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -80,6 +84,7 @@ pub struct PolicyHost {
     aside: Arc<Gate>,
     options: HostOptions,
     observer: Observer,
+    plans_aside: Aside<PlannedAside>,
     incidents: mpsc::UnboundedSender<Incident>,
     told: Mutex<Option<mpsc::UnboundedReceiver<Incident>>>,
 }
@@ -100,6 +105,7 @@ impl PolicyHost {
             aside: Arc::default(),
             options,
             observer: Observer::default(),
+            plans_aside: Aside::new(limits::PLANS_ASIDE),
             incidents,
             told: Mutex::new(Some(told)),
         }
@@ -448,10 +454,14 @@ impl PolicyHost {
         match call(&slot.current).await {
             Ok(answer) => {
                 slot.breaker().succeeded();
+                slot.tally.answered();
                 Ok(answer)
             }
             Err(Failure::Temporary(text)) => Err(PolicyFault::Temporary(text)),
-            Err(failure) => Err(PolicyFault::Broken(self.failed(&slot, &failure))),
+            Err(failure) => {
+                slot.tally.failed();
+                Err(PolicyFault::Broken(self.failed(&slot, &failure)))
+            }
         }
     }
 }
@@ -496,20 +506,7 @@ impl Policy for PolicyHost {
         state: Bytes,
         lanes: Vec<LaneState>,
     ) -> Fut<'_, Result<Plan, PolicyFault>> {
-        Box::pin(async move {
-            if lanes.len() > limits::LANES {
-                return Err(PolicyFault::Broken(format!(
-                    "{} lanes in one call; at most {}",
-                    lanes.len(),
-                    limits::LANES
-                )));
-            }
-            let slot = self.slots.load().shaping().cloned();
-            self.ask(slot, async |active| {
-                v1::plan(&self.engine, active, now, &state, &lanes).await
-            })
-            .await
-        })
+        Box::pin(self.plan_lanes(now, state, lanes))
     }
 
     fn render<'a>(

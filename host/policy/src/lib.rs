@@ -14,6 +14,7 @@
 //! monotonic clock serves to measure cost and to close breakers.
 
 mod answer;
+mod aside;
 mod breaker;
 mod cache;
 pub mod compare;
@@ -43,7 +44,7 @@ mod worlds;
 pub use cache::{CacheError, CodeCache};
 pub use engine::{Active, LoadError, PolicyEngine};
 pub use harm::Rates;
-pub use host::{ActivateError, Fallback, HostOptions, PolicyHost};
+pub use host::{ActivateError, Fallback, HostOptions, PlannedAside, PolicyHost};
 pub use incident::Incident;
 pub use observe::Observed;
 pub use prepare::{Prepared, Refused, Upload, prepare, revision_digest};

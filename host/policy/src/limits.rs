@@ -73,6 +73,8 @@ pub const INPUTS_OF_TENANT_PER_SEC: u32 = 20;
 pub const INPUTS_PER_SEC: u32 = 200;
 /// Decisions that wait to be kept or to be shown to a shadow.
 pub const OBSERVED: usize = 1024;
+/// Calls about lanes that wait to be shown to a shadow.
+pub const PLANS_ASIDE: usize = 8;
 
 /// Bytes of a text for people or for a reply.
 pub const TEXT: usize = 400;

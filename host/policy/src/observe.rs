@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tidegate_queue::route::{Question, Routing};
 use tokio::sync::mpsc;
 
+use crate::aside::Aside;
 use crate::limits::{INPUTS_OF_TENANT_PER_SEC, INPUTS_PER_SEC, OBSERVED};
 use crate::recorded::Recorded;
 use crate::trial::Trial;
@@ -31,8 +32,7 @@ impl Observed {
 }
 
 pub(crate) struct Observer {
-    sender: mpsc::Sender<Observed>,
-    receiver: Mutex<Option<mpsc::Receiver<Observed>>>,
+    queue: Aside<Observed>,
     rates: Mutex<Rates>,
 }
 
@@ -45,10 +45,8 @@ struct Rates {
 
 impl Default for Observer {
     fn default() -> Self {
-        let (sender, receiver) = mpsc::channel(OBSERVED);
         Observer {
-            sender,
-            receiver: Mutex::new(Some(receiver)),
+            queue: Aside::new(OBSERVED),
             rates: Mutex::default(),
         }
     }
@@ -57,10 +55,7 @@ impl Default for Observer {
 impl Observer {
     /// The other end, once.
     pub fn receiver(&self) -> Option<mpsc::Receiver<Observed>> {
-        self.receiver
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
+        self.queue.receiver()
     }
 
     /// Whether one more decision of the tenant may be kept in this second.
@@ -92,8 +87,7 @@ impl Observer {
         keep: bool,
         shadow: Option<Arc<Trial>>,
     ) {
-        // A place first: nothing is copied for a queue that is full.
-        let Ok(place) = self.sender.try_reserve() else {
+        let Some(place) = self.queue.place() else {
             if let Some(trial) = shadow {
                 trial.skipped();
             }

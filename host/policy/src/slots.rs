@@ -105,7 +105,7 @@ pub(crate) struct Slots {
     shaping: Option<Arc<Slot>>,
     /// `export/NAME`, by name.
     exports: HashMap<Arc<str>, Arc<Slot>>,
-    /// Trials of routing slots, by the name of the slot.
+    /// By the name of the slot.
     trials: HashMap<Arc<str>, Arc<Trial>>,
     /// Header fields that any revision reads which may have to decide: of tenants with a slot or
     /// a trial of their own, and of all others.

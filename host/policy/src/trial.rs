@@ -1,22 +1,27 @@
 //! A revision on trial beside the one in force: a canary or a shadow.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use aws_lc_rs::digest::{SHA256, digest};
+use bytes::Bytes;
 use serde::Serialize;
 use tidegate_mail::MessageId;
 use tidegate_queue::rollout;
+use tidegate_queue::shape::LaneKey;
 
 use crate::breaker::Breaker;
-use crate::compare::Report;
+use crate::compare::{Compared, Report, lanes};
 use crate::engine::Active;
 use crate::harm::{Rates, Tally};
+use crate::worlds::World;
 
 /// What a trial decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase", tag = "kind")]
 pub enum TrialKind {
-    /// This share of the messages, in thousandths.
+    /// This share of the messages, or of the lanes, in thousandths.
     Canary { permille: u16 },
     /// Nothing.
     Shadow,
@@ -31,7 +36,50 @@ pub(crate) struct Trial {
     pub base: Tally,
     breaker: Mutex<Breaker>,
     report: Mutex<Report>,
+    lanes: Mutex<lanes::Report>,
+    memory: Mutex<Memory>,
     skipped: AtomicU64,
+}
+
+/// What a shaping policy on trial has of its own.
+#[derive(Clone, Default)]
+pub(crate) struct Memory {
+    /// The state of its last answer; at most 64 KiB. Before that it has the one in force.
+    pub state: Option<Bytes>,
+    /// Lanes whose limits are of its making, by their places on the scale of shares.
+    pub planned: HashSet<u64>,
+}
+
+/// Lanes whose windows are counted for a canary; of those beyond it only the plans are in force.
+const COUNTED_LANES: usize = 10_000;
+
+impl Memory {
+    /// Notes whether the canary planned a lane. Returns whether it had done so before.
+    pub fn planned(&mut self, lane: &LaneKey, now: bool) -> bool {
+        let place = place_of(lane);
+        let before = self.planned.contains(&place);
+        if !now {
+            self.planned.remove(&place);
+        } else if self.planned.len() < COUNTED_LANES {
+            self.planned.insert(place);
+        }
+        before
+    }
+}
+
+/// Where a lane stands on the scale of shares: by its key alone, the same on every gateway and
+/// after every restart.
+fn place_of(lane: &LaneKey) -> u64 {
+    let mut bytes = Vec::with_capacity(128);
+    let parts = [&lane.tenant, lane.class.as_str(), &lane.relay, &lane.site];
+    for part in parts.into_iter().chain(lane.lane.as_deref()) {
+        // With their lengths: no two keys are written the same.
+        bytes.extend_from_slice(&(part.len() as u64).to_le_bytes());
+        bytes.extend_from_slice(part.as_bytes());
+    }
+    let mut first = [0; 8];
+    first.copy_from_slice(&digest(&SHA256, &bytes).as_ref()[..8]);
+    u64::from_le_bytes(first)
 }
 
 /// A trial as operators see it.
@@ -47,8 +95,9 @@ pub struct TrialStatus {
     pub base: Rates,
     /// Shadows only: its answers beside those in force.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub compared: Option<Report>,
-    /// Messages that a shadow was not asked about since there was no time for it.
+    pub compared: Option<Compared>,
+    /// Messages, or calls about lanes, that a shadow was not asked about since there was no time
+    /// for it.
     pub skipped: u64,
 }
 
@@ -62,7 +111,30 @@ impl Trial {
             base: Tally::default(),
             breaker: Mutex::default(),
             report: Mutex::default(),
+            lanes: Mutex::default(),
+            memory: Mutex::default(),
             skipped: AtomicU64::new(0),
+        }
+    }
+
+    /// Keeps what a canary remembers where only its share changes.
+    pub fn going_on_from(self, before: &Trial) -> Self {
+        let same = before.active.digest == self.active.digest;
+        if same && before.is_canary() && self.is_canary() {
+            *self.memory() = before.memory().clone();
+        }
+        self
+    }
+
+    pub fn is_canary(&self) -> bool {
+        matches!(self.kind, TrialKind::Canary { .. })
+    }
+
+    /// Whether it plans this lane. What a smaller share plans a larger one plans too.
+    pub fn plans(&self, lane: &LaneKey) -> bool {
+        match self.kind {
+            TrialKind::Canary { permille } => place_of(lane) % 1000 < u64::from(permille),
+            TrialKind::Shadow => false,
         }
     }
 
@@ -82,15 +154,28 @@ impl Trial {
         self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub fn lanes(&self) -> MutexGuard<'_, lanes::Report> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn skipped(&self) {
         self.skipped.fetch_add(1, Ordering::Relaxed);
     }
 
     pub fn status(&self) -> TrialStatus {
         let compared = (self.kind == TrialKind::Shadow).then(|| {
+            if self.active.world == World::ShapingPolicy {
+                let mut report = self.lanes().clone();
+                report.finish();
+                return Compared::Lanes(report);
+            }
             let mut report = self.report().clone();
             report.finish();
-            report
+            Compared::Messages(report)
         });
         TrialStatus {
             digest: self.active.digest.to_string(),
@@ -102,5 +187,37 @@ impl Trial {
             compared,
             skipped: self.skipped.load(Ordering::Relaxed),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_mail::TrafficClass;
+
+    fn lane(tenant: &str, site: &str, lane: Option<&str>) -> LaneKey {
+        LaneKey {
+            tenant: tenant.to_owned(),
+            class: TrafficClass::Bulk,
+            relay: "mx".to_owned(),
+            site: site.to_owned(),
+            lane: lane.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_lane_has_the_same_place_in_every_version_and_no_other_lane_has_it() {
+        assert_eq!(
+            place_of(&lane("acme", "x.test", None)),
+            0x8af7_d6a7_334e_4ec1
+        );
+        let keys = [
+            lane("acme", "x.test", None),
+            lane("acm", "ex.test", None),
+            lane("acme", "x.test", Some("")),
+            lane("acme", "x.test", Some("spring")),
+        ];
+        let places: HashSet<u64> = keys.iter().map(place_of).collect();
+        assert_eq!(places.len(), keys.len());
     }
 }

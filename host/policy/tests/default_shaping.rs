@@ -8,7 +8,7 @@ use bytes::Bytes;
 use support::*;
 use tidegate_mail::{Enhanced, Outcome, Reply, Stage, TrafficClass, Verdict};
 use tidegate_policy::{PolicyHost, Refused};
-use tidegate_queue::shape::{LaneKey, LanePlan, LaneState, Rate, ReplyCount, ReplyRules, Window};
+use tidegate_queue::shape::{LaneKey, LanePlan, LaneState, Rate, ReplyCount, Window};
 use tidegate_queue::{Policy, PolicyFault};
 
 fn lane(site: &str) -> LaneState {
@@ -41,9 +41,9 @@ async fn plan(host: &PolicyHost, state: &mut Bytes, secs: u64, lane: &LaneState)
         .plan(now, state.clone(), vec![lane.clone()])
         .await
         .unwrap();
-    assert!(plan.policy.is_some());
+    assert!(plan.rules.unwrap().policy.is_some());
     *state = plan.state;
-    plan.lanes.into_iter().next().unwrap()
+    plan.lanes.into_iter().next().flatten().unwrap()
 }
 
 const CONFIG: &str = r#"{
@@ -245,10 +245,7 @@ async fn replies_that_are_limits_in_truth_come_with_the_plan() {
         .plan(NOW, Bytes::new(), vec![lane("mx.big.test")])
         .await
         .unwrap();
-    let rules = ReplyRules {
-        rules: plan.temporary,
-        policy: plan.policy,
-    };
+    let rules = plan.rules.unwrap();
     assert_eq!(rules.rules.len(), 2);
     let read = |site: &str, enhanced: Enhanced, text: &str| {
         let outcome = Outcome::from_reply(Stage::Rcpt, Reply::new(550, enhanced, text));

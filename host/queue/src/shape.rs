@@ -1,5 +1,7 @@
 //! Shaping: what the host counts for a lane, and what a policy plans for it.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tidegate_mail::{Outcome, Timestamp, TrafficClass, Verdict};
@@ -106,16 +108,25 @@ pub struct LanePlan {
     pub wake: Option<Trigger>,
 }
 
-/// The policy's answer for the lanes it was asked about, in their order.
+/// The answer for the lanes that were asked about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    pub lanes: Vec<LanePlan>,
-    /// Opaque; at most 64 KiB.
+    /// One for each lane, in their order. `None`: its limits stay as they are.
+    pub lanes: Vec<Option<LanePlan>>,
+    /// Of the revision in force, for the next call. Opaque; at most 64 KiB.
     pub state: Bytes,
-    /// Hex digest of the revision that planned.
-    pub policy: Option<String>,
-    /// Permanent replies that are limits in truth; at most 64.
-    pub temporary: Vec<ReplyRule>,
+    /// The revision in force and what it takes for limits. `None`: it planned no lane.
+    pub rules: Option<ReplyRules>,
+    pub canary: Option<CanaryLanes>,
+}
+
+/// The lanes of an answer that a revision on trial planned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CanaryLanes {
+    /// Their places in the answer.
+    pub places: BTreeSet<usize>,
+    /// The revision on trial and what it takes for limits in these lanes.
+    pub rules: ReplyRules,
 }
 
 /// A permanent reply that a shaping policy takes for a limit. All parts given must match.
@@ -146,9 +157,10 @@ impl ReplyRule {
     }
 }
 
-/// The rules in force, and the revision they are of.
+/// A shaping revision, and which permanent replies are limits in truth by its word.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplyRules {
+    /// At most 64.
     pub rules: Vec<ReplyRule>,
     /// Hex digest.
     pub policy: Option<String>,

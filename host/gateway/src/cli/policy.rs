@@ -10,7 +10,7 @@ use tidegate_policy::compare::Report;
 use super::client::{Client, segment};
 use super::log::instant;
 use super::table::{self, Table, cell, short, time_of};
-use super::{Failure, Outcome, out};
+use super::{Failure, Outcome, out, policy_report};
 
 #[derive(Subcommand)]
 pub enum PolicyCommand {
@@ -43,7 +43,7 @@ pub enum PolicyCommand {
         #[arg(long, default_value = "")]
         note: String,
     },
-    /// Put an uploaded revision in force for every message.
+    /// Put an uploaded revision in force for every message, lane or batch.
     #[command(after_help = "Example:\n  tidegate policy activate 3f9ac1d2e4b5 --slot routing/acme")]
     Activate {
         /// Its digest, or a unique beginning of it.
@@ -53,23 +53,25 @@ pub enum PolicyCommand {
         #[arg(long, default_value = "")]
         note: String,
     },
-    /// Let a revision decide a share of the messages, by a hash of their queue id; or change the share.
+    /// Let a revision decide a share of the messages (routing) or of the lanes (shaping); or change the share.
     #[command(
-        after_help = "Examples:\n  tidegate policy canary 3f9ac1d2e4b5 --slot routing/acme --share 5%\n  tidegate policy canary --slot routing/acme --share 50%"
+        after_help = "Examples:\n  tidegate policy canary 3f9ac1d2e4b5 --slot routing/acme --share 5%\n  tidegate policy canary --slot routing/acme --share 50%\n  tidegate policy canary 77c1a0b2d3e4 --slot shaping --share 10%\n\nWhich messages follows from a hash of their queue id, which lanes from a hash of tenant, class, relay, site and sub-queue: a larger share contains the smaller. An export policy can't be tried: activate it."
     )]
     Canary {
         /// Its digest; left out: the one on trial.
         digest: Option<String>,
         #[arg(long)]
         slot: String,
-        /// Percent of the messages, 0.1 to 100.
+        /// Percent of the messages or lanes, 0.1 to 100.
         #[arg(long, value_parser = percent, value_name = "PERCENT")]
         share: f64,
         #[arg(long, default_value = "")]
         note: String,
     },
     /// Let a revision decide beside the one in force, without any effect, and compare.
-    #[command(after_help = "Example:\n  tidegate policy shadow 3f9ac1d2e4b5 --slot routing/acme")]
+    #[command(
+        after_help = "Examples:\n  tidegate policy shadow 3f9ac1d2e4b5 --slot routing/acme\n  tidegate policy shadow 77c1a0b2d3e4 --slot shaping\n\n`policy status` shows what it would do otherwise. An export policy can't be tried: activate it."
+    )]
     Shadow {
         digest: String,
         #[arg(long)]
@@ -77,7 +79,7 @@ pub enum PolicyCommand {
         #[arg(long, default_value = "")]
         note: String,
     },
-    /// Put what is on trial in force for every message.
+    /// Put what is on trial in force for every message or lane.
     #[command(after_help = "Example:\n  tidegate policy promote --slot routing/acme")]
     Promote {
         #[arg(long)]
@@ -133,7 +135,7 @@ pub struct How {
     /// Keep it there, and put it in force later.
     #[arg(long, requires = "slot")]
     inactive: bool,
-    /// Let it decide this share of the messages.
+    /// Let it decide this share of the messages, or of the lanes.
     #[arg(long, requires = "slot", value_parser = percent, value_name = "PERCENT")]
     canary: Option<f64>,
     /// Let it decide beside the one in force, without any effect.
@@ -277,58 +279,6 @@ fn statuses(list: &Value) -> Table {
     table
 }
 
-/// A report for people.
-fn told(report: &Report) -> String {
-    use std::fmt::Write;
-    let mut text = String::new();
-    // Writing to a String can't fail, here and below.
-    let _ = writeln!(
-        text,
-        "{} messages, {} recipients: {} recipients of {} messages are decided otherwise",
-        report.messages, report.recipients, report.changed_recipients, report.changed_messages
-    );
-    let failed: u64 = report.failures.iter().map(|f| f.calls).sum();
-    let _ = writeln!(
-        text,
-        "{failed} calls failed; a call took {} us (p50), {} us (p99), {} us at most",
-        report.cost.p50, report.cost.p99, report.cost.max
-    );
-    for change in &report.changes {
-        let _ = writeln!(
-            text,
-            "\n{:>7}  {}\n     ->  {}",
-            change.recipients,
-            table::clean(&change.from),
-            table::clean(&change.to)
-        );
-        for example in &change.examples {
-            let _ = writeln!(
-                text,
-                "         {} <{}>",
-                example.message,
-                table::clean(&example.recipient)
-            );
-        }
-    }
-    for failure in &report.failures {
-        let _ = writeln!(
-            text,
-            "\n{:>7}  failed: {}; such as {}",
-            failure.calls,
-            table::clean(&failure.what),
-            failure.message
-        );
-    }
-    if !report.missing_headers.is_empty() {
-        let _ = writeln!(
-            text,
-            "\nIt reads header fields that were not recorded, since no policy of the slot read them: {}.\nAs a shadow it is given them: tidegate policy shadow",
-            report.missing_headers.join(", ")
-        );
-    }
-    text
-}
-
 /// Asks part after part, and tells on standard error how far it is.
 fn rehearse(client: &Client, body: &mut Value) -> Result<Value, Failure> {
     let mut whole = Report::default();
@@ -427,7 +377,7 @@ impl PolicyCommand {
                 let answer = rehearse(client, &mut body)?;
                 client.show(&answer, |a| {
                     if let Ok(report) = serde_json::from_value(a["report"].clone()) {
-                        out(&told(&report));
+                        out(&policy_report::messages(&report));
                     }
                 });
             }
@@ -465,10 +415,9 @@ impl PolicyCommand {
                 client.show(&list, |list| {
                     statuses(list).print(&empty);
                     for slot in list.as_array().into_iter().flatten() {
-                        let compared = slot["running"]["trial"]["compared"].clone();
-                        if let Ok(report) = serde_json::from_value::<Report>(compared) {
+                        if let Some(found) = policy_report::shadow(&slot["running"]["trial"]) {
                             out(&format!("\nThe shadow of {}:\n", cell(&slot["slot"])));
-                            out(&told(&report));
+                            out(&found);
                         }
                     }
                 });
@@ -523,28 +472,6 @@ mod tests {
         assert_eq!(percent("0.5"), Ok(0.5));
         for bad in ["0", "101%", "half", ""] {
             assert!(percent(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn a_report_tells_what_changes_with_examples() {
-        let report: Report = serde_json::from_value(json!({
-            "messages": 3, "recipients": 4, "changed_recipients": 2, "changed_messages": 1,
-            "changes": [{"from": "managed transactional", "to": "passthrough to own", "recipients": 2,
-                "examples": [{"message": "0000000000000", "recipient": "a@x.example"}]}],
-            "failures": [{"what": "trap: unreachable", "calls": 1, "message": "0000000000000"}],
-            "missing_headers": ["x-campaign"],
-        }))
-        .unwrap();
-        let text = told(&report);
-        for part in [
-            "2 recipients of 1 messages",
-            "->  passthrough to own",
-            "<a@x.example>",
-            "failed: trap: unreachable",
-            "x-campaign",
-        ] {
-            assert!(text.contains(part), "{part}\n{text}");
         }
     }
 }

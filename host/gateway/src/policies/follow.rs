@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_mail::Timestamp;
-use tidegate_policy::{Incident, Observed};
+use tidegate_policy::{Incident, Observed, TrialKind};
 use tidegate_queue::rollout::{self, GATEWAY, SlotState};
 use tidegate_queue::{Activation, Clock, DecisionRow, Purpose, Step, StoreError, StoreResult};
+
+use tokio::task::JoinSet;
 
 use super::{News, Policies, trial_of};
 use crate::host::GatewayHost;
@@ -30,10 +32,20 @@ pub async fn keep(host: Arc<GatewayHost>) {
     let Some(News {
         mut incidents,
         mut observed,
+        mut planned,
     }) = news
     else {
         return;
     };
+    // By itself, since a plan takes longer than a decision: none of them holds up the other. It
+    // ends with this task.
+    let mut aside = JoinSet::new();
+    let asked = policies.host.clone();
+    aside.spawn(async move {
+        while let Some(plan) = planned.recv().await {
+            asked.plan_aside(plan).await;
+        }
+    });
     let mut unwritten: Vec<Incident> = Vec::new();
     let mut rows: Vec<DecisionRow> = Vec::new();
     let mut seen = policies.registry.version().await.unwrap_or(0);
@@ -44,6 +56,10 @@ pub async fn keep(host: Arc<GatewayHost>) {
         tokio::select! {
             biased;
             Some(incident) = incidents.recv() => {
+                if incident.slot == "shaping" {
+                    // The lanes that it planned are the other revision's now.
+                    host.engine.replan();
+                }
                 unwritten.push(incident);
                 policies.write_incidents(&mut unwritten).await;
             }
@@ -87,8 +103,8 @@ async fn follow(host: &GatewayHost) -> StoreResult<()> {
 }
 
 impl Policies {
-    /// Brings the host to what the history says. Returns whether the shaping policy changed, and an
-    /// error where some slot could not follow.
+    /// Brings the host to what the history says. Returns whether lanes are planned by another
+    /// revision now, and an error where some slot could not follow.
     async fn follow(&self) -> StoreResult<(bool, StoreResult<()>)> {
         let _one = self.changing.lock().await;
         let history = self.registry.activations().await?;
@@ -118,10 +134,10 @@ impl Policies {
         Ok((replan, done))
     }
 
-    /// Brings one slot to its state. Returns whether another revision is in force now.
+    /// Brings one slot to its state. Returns whether another revision decides now, or a part of it.
     async fn follow_slot(&self, slot: &str, state: &SlotState) -> Result<bool, String> {
         let wanted = state.in_force.as_ref().map(|a| a.digest.as_str());
-        let changed = wanted != self.host.active(slot).as_deref();
+        let mut changed = wanted != self.host.active(slot).as_deref();
         if changed {
             match wanted {
                 Some(digest) => {
@@ -140,7 +156,11 @@ impl Policies {
             .iter()
             .find(|(name, _)| *name == slot)
             .map(|(_, t)| (t.digest.as_str(), t.kind));
-        match trial_of(state) {
+        let is_canary =
+            |trial: Option<(&str, TrialKind)>| matches!(trial, Some((_, TrialKind::Canary { .. })));
+        let wanted = trial_of(state);
+        changed |= wanted != on_trial && (is_canary(wanted) || is_canary(on_trial));
+        match wanted {
             wanted if wanted == on_trial => {}
             Some((digest, kind)) => {
                 let prepared = self.prepared(digest).await?;

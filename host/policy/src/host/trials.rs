@@ -20,7 +20,7 @@ use crate::worlds::{World, v1};
 
 impl PolicyHost {
     /// Puts a revision on trial beside the one in force. Its counts begin anew, also where
-    /// only the share changes.
+    /// only the share changes; the state of a shaping policy then goes on.
     pub fn try_out(
         &self,
         slot: &str,
@@ -28,11 +28,16 @@ impl PolicyHost {
         kind: TrialKind,
     ) -> Result<(), ActivateError> {
         let active = self.load_for(slot, prepared)?;
-        if active.world != World::RoutingPolicy {
+        if active.world == World::LogExporter {
             return Err(ActivateError::NoTrial(slot.to_owned()));
         }
-        let trial = Trial::new(slot.into(), active, kind);
-        self.change_all(|slots| slots.set_trial(slot, Some(Arc::new(trial))));
+        self.change_all(|slots| {
+            let mut trial = Trial::new(slot.into(), active, kind);
+            if let Some(before) = slots.trial_of(slot) {
+                trial = trial.going_on_from(before);
+            }
+            slots.set_trial(slot, Some(Arc::new(trial)));
+        });
         tracing::info!(slot, digest = %prepared.digest, policy = %prepared.descriptor.name, ?kind, "policy on trial");
         Ok(())
     }
@@ -90,9 +95,7 @@ impl PolicyHost {
                 trial.report().answered(&record, &Answer::from(&routing));
             }
             Err(failure) => {
-                trial.own.failed();
-                trial.active.count_failure();
-                trial.breaker().failed(self.engine.uptime_ms());
+                self.shadow_failed(trial);
                 trial.report().failed(&record, &failure.to_string());
             }
         }
@@ -130,16 +133,28 @@ impl PolicyHost {
                 Ok(routing)
             }
             Err(failure) => {
-                trial.active.count_failure();
-                trial.own.failed();
-                let opened = trial.breaker().failed(self.engine.uptime_ms());
-                tracing::warn!(slot = %trial.slot, digest = %trial.active.digest, "canary failed: {failure}");
-                if opened || trial.own.rates().fails_often() {
-                    self.roll_back_trial(trial, &format!("it failed again and again: {failure}"));
-                }
+                self.trial_failed(trial, &failure);
                 Err(failure.to_string())
             }
         }
+    }
+
+    /// Notes a failure of a canary, and withdraws one that fails again and again.
+    pub(super) fn trial_failed(&self, trial: &Trial, failure: &Failure) {
+        trial.active.count_failure();
+        trial.own.failed();
+        let opened = trial.breaker().failed(self.engine.uptime_ms());
+        tracing::warn!(slot = %trial.slot, digest = %trial.active.digest, "canary failed: {failure}");
+        if opened || trial.own.rates().fails_often() {
+            self.roll_back_trial(trial, &format!("it failed again and again: {failure}"));
+        }
+    }
+
+    /// Notes a failure of a shadow, which its breaker keeps to a few.
+    pub(super) fn shadow_failed(&self, trial: &Trial) {
+        trial.own.failed();
+        trial.active.count_failure();
+        trial.breaker().failed(self.engine.uptime_ms());
     }
 
     /// Copies a decision for the record and for a shadow, where either is wanted.

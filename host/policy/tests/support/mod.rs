@@ -131,7 +131,27 @@ pub fn wat_policy(decide: &str, extra: &str) -> Vec<u8> {
 }
 
 pub fn wat_policy_with(decide: &str, extra: &str, init: &str, imports: &str) -> Vec<u8> {
-    let module = format!(
+    let decide = format!(
+        r#"(func $decide (export "tidegate:policy/routing@1.0.0#decide") (param $a i32) (result i32)
+            {decide})
+        {extra}"#
+    );
+    embed(&wat_module(&decide, init, imports))
+}
+
+/// A component of the shaping world written by hand. `plan` is the body of a function that returns
+/// the address of its result.
+pub fn wat_shaper(plan: &str) -> Vec<u8> {
+    let plan = format!(
+        r#"(func (export "tidegate:policy/shaping@1.0.0#plan-lanes")
+            (param i64 i32 i32 i32 i32) (result i32)
+            {plan})"#
+    );
+    embed_in("shaping-policy", &wat_module(&plan, "", ""))
+}
+
+fn wat_module(functions: &str, init: &str, imports: &str) -> String {
+    format!(
         r#"(module
             {imports}
             (memory (export "memory") 2)
@@ -155,12 +175,9 @@ pub fn wat_policy_with(decide: &str, extra: &str, init: &str, imports: &str) -> 
                 (i32.store (i32.const 2068) (i32.const 1024)) (i32.store (i32.const 2072) (i32.const 0))
                 (i32.store (i32.const 2076) (i32.const 1024)) (i32.store (i32.const 2080) (i32.const 0))
                 (i32.const 2048))
-            (func $decide (export "tidegate:policy/routing@1.0.0#decide") (param $a i32) (result i32)
-                {decide})
-            {extra}
+            {functions}
         )"#
-    );
-    embed(&module)
+    )
 }
 
 /// `decide` answers with zeroes: managed, transactional, nothing else.
@@ -182,13 +199,15 @@ pub fn costly(steps: u32) -> Vec<u8> {
 
 /// Adds the component-type section of the routing world to a core module in WAT.
 pub fn embed(module: &str) -> Vec<u8> {
+    embed_in("routing-policy", module)
+}
+
+fn embed_in(world: &str, module: &str) -> Vec<u8> {
     let mut bytes = wat::parse_str(module).unwrap_or_else(|e| panic!("{e}"));
     let mut resolve = wit_parser::Resolve::default();
     let wit = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../wit/tidegate-policy-1.0.0");
     let (package, _) = resolve.push_dir(&wit).unwrap();
-    let world = resolve
-        .select_world(&[package], Some("routing-policy"))
-        .unwrap();
+    let world = resolve.select_world(&[package], Some(world)).unwrap();
     wit_component::embed_component_metadata(
         &mut bytes,
         &resolve,

@@ -1,10 +1,12 @@
 //! Asking the shaping policy: when a lane is new, its plan's time is over, or its trigger fired.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::Engine;
 use crate::ports::PolicyFault;
-use crate::shape::ReplyRules;
 
 impl Engine {
     /// Asks for all lanes whose plan is due. Returns how many were asked about.
@@ -44,14 +46,25 @@ impl Engine {
                         }
                     }
                 }
+                let in_force = plan.rules.map(Arc::new);
+                let (places, canary) = match plan.canary {
+                    Some(canary) => (canary.places, Some(Arc::new(canary.rules))),
+                    None => (BTreeSet::new(), None),
+                };
                 let mut scheduler = self.schedule();
-                scheduler.reads_replies(ReplyRules {
-                    rules: plan.temporary,
-                    policy: plan.policy.clone(),
-                });
+                if let Some(rules) = &in_force {
+                    scheduler.reads_replies(rules.clone());
+                }
                 let mut plans = plan.lanes.into_iter();
-                for lane in &numbers {
-                    scheduler.planned(*lane, plans.next(), plan.policy.as_deref(), now);
+                for (place, lane) in numbers.iter().enumerate() {
+                    let plan = plans.next().flatten();
+                    match canary.as_ref().filter(|_| places.contains(&place)) {
+                        Some(canary) => scheduler.planned_on_trial(*lane, plan, canary, now),
+                        None => {
+                            let policy = in_force.as_ref().and_then(|r| r.policy.as_deref());
+                            scheduler.planned(*lane, plan, policy, now);
+                        }
+                    }
                 }
             }
             Err(fault) => {

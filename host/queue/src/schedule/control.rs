@@ -22,11 +22,13 @@ impl Scheduler {
         self.recheck(|reason| matches!(reason, WaitReason::RelayDown | WaitReason::Quota));
     }
 
-    /// Makes every shaped lane ask its policy again.
+    /// Makes every shaped lane ask its policy again, also one whose answer is under way: that is
+    /// of the revision before.
     pub fn replan(&mut self, now: Timestamp) {
         for (_, lane) in self.lanes.iter_mut() {
             if lane.shaped {
                 lane.next_plan = now;
+                lane.ask_again = lane.asking;
             }
         }
         self.ring_by(now);
@@ -69,9 +71,22 @@ impl Scheduler {
             .collect()
     }
 
-    /// Puts the reply rules of a plan in force, for the attempts that begin from now on.
-    pub fn reads_replies(&mut self, rules: ReplyRules) {
-        self.temporary = (!rules.rules.is_empty()).then(|| Arc::new(rules));
+    /// Puts the reply rules of a plan in force, for the attempts that begin from now on in lanes
+    /// without rules of their own.
+    pub fn reads_replies(&mut self, rules: Arc<ReplyRules>) {
+        self.temporary = (!rules.rules.is_empty()).then_some(rules);
+    }
+
+    /// Puts a plan of a revision on trial in force for one of its lanes, and its rules with it.
+    pub fn planned_on_trial(
+        &mut self,
+        lane: u32,
+        plan: Option<LanePlan>,
+        by: &Arc<ReplyRules>,
+        now: Timestamp,
+    ) {
+        self.planned(lane, plan, by.policy.as_deref(), now);
+        self.lanes[lane as usize].temporary = Some(by.clone());
     }
 
     /// Puts a plan in force, or, without one, leaves the lane as it is for now.
@@ -90,8 +105,12 @@ impl Scheduler {
                 plan.limits.connections = plan.limits.connections.min(most);
                 plan.limits.messages_per_connection = plan.limits.messages_per_connection.max(1);
                 l.apply(plan, policy.map(str::to_owned), now);
+                l.temporary = None;
             }
             None => l.plan_failed(now),
+        }
+        if std::mem::take(&mut l.ask_again) {
+            l.next_plan = now;
         }
         self.enforce(lane, now);
         self.recheck_lane(lane);

@@ -1,13 +1,16 @@
 //! A lane: tenant, class, relay, site and sub-queue, with its limits and what was counted.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_mail::{Outcome, Timestamp, Verdict};
 
 use super::automatic::effect_of;
 use crate::measure::Planned;
-use crate::shape::{LaneKey, LanePlan, LaneState, Limits, Rate, ReplyCount, Trigger, Window};
+use crate::shape::{
+    LaneKey, LanePlan, LaneState, Limits, Rate, ReplyCount, ReplyRules, Trigger, Window,
+};
 
 /// Kinds of reply remembered between two plans.
 const MAX_REPLIES: usize = 16;
@@ -34,6 +37,10 @@ pub(super) struct Lane {
     pub planned: bool,
     /// An answer of the policy is under way.
     pub asking: bool,
+    /// What is under way is out of date when it comes.
+    pub ask_again: bool,
+    /// The rules for replies of the revision on trial that planned it; `None`: those in force.
+    pub temporary: Option<Arc<ReplyRules>>,
     pub next_plan: Timestamp,
     trigger: Option<Trigger>,
     bucket: Bucket,
@@ -59,6 +66,8 @@ impl Lane {
             shaped,
             planned: !shaped,
             asking: false,
+            ask_again: false,
+            temporary: None,
             next_plan: if shaped { now } else { Timestamp::FAR_FUTURE },
             trigger: None,
             window: Window::default(),

@@ -11,7 +11,7 @@ use super::{
 use crate::directory::{Directory, Way};
 use crate::measure::Effect;
 use crate::ports::Destination;
-use crate::shape::WaitReason;
+use crate::shape::{ReplyRules, WaitReason};
 
 impl Scheduler {
     /// The next thing to do, if limits allow anything.
@@ -119,10 +119,7 @@ impl Scheduler {
             tickets,
             messages_per_connection: self.lanes[lane as usize].limits.messages_per_connection,
             retry_after: q.retry_after.clone(),
-            temporary: self
-                .temporary
-                .clone()
-                .filter(|_| self.lanes[lane as usize].shaped),
+            temporary: self.rules_of(lane),
             quota,
             site_at: site,
             lane_at: lane,
@@ -131,6 +128,15 @@ impl Scheduler {
             self.enter_ring(queue);
         }
         Some(Task::Deliver(work))
+    }
+
+    /// The replies that are limits in truth in a lane.
+    fn rules_of(&self, lane: u32) -> Option<Arc<ReplyRules>> {
+        let lane = &self.lanes[lane as usize];
+        let rules = lane.temporary.as_ref().or(self.temporary.as_ref());
+        rules
+            .filter(|rules| lane.shaped && !rules.rules.is_empty())
+            .cloned()
     }
 
     /// The next domain to be resolved, if fewer are than may be. The others wait, and tenants

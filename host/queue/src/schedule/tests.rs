@@ -1,4 +1,5 @@
 mod books;
+mod plans;
 
 use super::*;
 use crate::control::QueueQuery;
