@@ -206,31 +206,109 @@ fn a_bad_policy_is_refused_with_a_reason_and_the_old_one_decides_on() {
     customer.wait_for(1, SOON).unwrap();
 }
 
-#[test]
-fn the_exported_log_has_every_step_as_a_line_of_json() {
-    let mut world = World::start();
-    let customer = world.destination("customer.test", Behaviour::accept());
-    let id = world.send(&["b@customer.test"], "exported");
-    customer.wait_for(1, SOON).unwrap();
+/// The lines about a mail, once it is through.
+fn exported(world: &World, id: &str) -> Vec<serde_json::Value> {
     let directory = world.gateway.directory().join("data/export/log");
-    let lines = tidegate_tests::eventually("three lines about the mail", SOON, || {
+    tidegate_tests::eventually("three lines about the mail", SOON, || {
         let mut lines = Vec::new();
         for entry in std::fs::read_dir(&directory).ok()?.flatten() {
             let text = std::fs::read_to_string(entry.path()).ok()?;
             for line in text.lines() {
                 let event: serde_json::Value = serde_json::from_str(line).ok()?;
-                if event.to_string().contains(&id) {
+                if event.to_string().contains(id) {
                     lines.push(event);
                 }
             }
         }
         (lines.len() >= 3).then_some(lines)
     })
-    .unwrap();
+    .unwrap()
+}
+
+#[test]
+fn the_exported_log_has_every_step_as_a_line_of_json() {
+    let mut world = World::start();
+    let customer = world.destination("customer.test", Behaviour::accept());
+    let id = world.send(&["b@customer.test"], "exported");
+    customer.wait_for(1, SOON).unwrap();
+    let lines = exported(&world, &id);
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(
         lines
             .iter()
             .any(|line| line.to_string().contains("b@customer.test"))
     );
+}
+
+#[test]
+fn a_shadow_of_an_exporter_renders_the_same_events_and_its_receiver_sees_nothing_of_it() {
+    let mut world = World::start();
+    let customer = world.destination("customer.test", Behaviour::accept());
+    let config = world.gateway.directory().join("export.json");
+    std::fs::write(
+        &config,
+        r#"{ "fields": ["seq", "message"], "facts": false }"#,
+    )
+    .unwrap();
+    let (component, config) = (
+        policy("export-jsonl").unwrap(),
+        config.display().to_string(),
+    );
+    let component = component.display().to_string();
+    let upload = ["policy", "upload", &component, "--config", &config];
+    let slot = ["--slot", "export/log"];
+    let refused = world
+        .gateway
+        .run(&[&upload[..], &slot, &["--canary", "5%"]].concat())
+        .unwrap_err();
+    let words = format!("{refused:#}");
+    assert!(
+        words.contains("two formats") && words.contains("as a shadow"),
+        "{words}"
+    );
+    world
+        .gateway
+        .run(&[&upload[..], &slot, &["--shadow"]].concat())
+        .unwrap();
+    let id = world.send(&["b@customer.test"], "exported");
+    customer.wait_for(1, SOON).unwrap();
+    for line in exported(&world, &id) {
+        assert!(
+            line["kind"].is_string(),
+            "as what is in force has it: {line}"
+        );
+    }
+    let status = |world: &World| {
+        let words = ["policy", "status", "--slot", "export/log"];
+        world.gateway.json(&words).unwrap()[0].take()
+    };
+    let compared = tidegate_tests::eventually("the shadow is asked", SOON, || {
+        let compared = status(&world)["running"]["trial"]["compared"].take();
+        (compared["events"].as_u64()? >= 3).then_some(compared)
+    })
+    .unwrap();
+    assert_eq!(compared["of"], "batches");
+    assert_eq!(
+        compared["changed_batches"], compared["batches"],
+        "{compared}"
+    );
+    let bytes = |side: &str| compared[side]["bytes"].as_u64().unwrap();
+    assert!(
+        bytes("trial") > 0 && bytes("trial") < bytes("in_force"),
+        "{compared}"
+    );
+    let text = world.gateway.run(&["policy", "status"]).unwrap();
+    for part in ["The shadow of export/log", "other bytes", "on trial"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    // It is there again after a restart, and promoted it is what the receiver gets.
+    world.gateway.stop().unwrap();
+    world.gateway.start().unwrap();
+    assert_eq!(status(&world)["running"]["trial"]["kind"], "shadow");
+    let promote = ["policy", "promote", "--slot", "export/log"];
+    world.gateway.run(&promote).unwrap();
+    let id = world.send(&["b@customer.test"], "exported otherwise");
+    for line in exported(&world, &id) {
+        assert!(line["kind"].is_null(), "{line}");
+    }
 }

@@ -49,11 +49,12 @@ pub(crate) async fn put(
         )
         .remedy("activate it in a slot of its world"));
     }
-    if matches!(step, Step::Canary { .. } | Step::Shadow) && world == "log-exporter" {
-        return Err(
-            ApiError::invalid("slot", format!("{slot}: an export policy can't be tried"))
-                .remedy("activate it; a roll-back brings the one before it back"),
-        );
+    if matches!(step, Step::Canary { .. }) && world == "log-exporter" {
+        return Err(ApiError::invalid(
+            "slot",
+            format!("{slot}: of a canary the receiver would get two formats"),
+        )
+        .remedy("try it as a shadow, which renders the same batches and sends nothing"));
     }
     let digest = revision.digest.clone();
     change(context, caller, slot, step, purpose, digest, note).await

@@ -21,7 +21,7 @@ use tidegate_admin::{ApiError, PolicyChanges, Upload};
 use tidegate_net::clock::OsClock;
 use tidegate_policy::{
     CodeCache, Fallback, HostOptions, Incident, Observed, PlannedAside, PolicyEngine, PolicyHost,
-    Prepared, Refused, TrialKind, worker,
+    Prepared, Refused, RenderedAside, TrialKind, worker,
 };
 use tidegate_queue::rollout::{self, SlotState, Step};
 use tidegate_queue::{Activation, Clock, Directory, Policy, Registry, Revision, Uploaded};
@@ -153,7 +153,13 @@ struct Kept {
 struct News {
     incidents: mpsc::UnboundedReceiver<Incident>,
     observed: mpsc::Receiver<Observed>,
+    aside: Aside,
+}
+
+/// What shadows of the operator's policies are asked.
+struct Aside {
     planned: mpsc::Receiver<PlannedAside>,
+    rendered: mpsc::Receiver<RenderedAside>,
 }
 
 fn engine(made: Result<PolicyEngine, tidegate_policy::LoadError>) -> Result<PolicyEngine, Failure> {
@@ -187,10 +193,8 @@ impl Policies {
             record: config.policy.record_inputs,
         };
         let host = Arc::new(PolicyHost::new(engine, directory.clone(), options));
-        let news = host
-            .incidents()
-            .zip(host.observed())
-            .zip(host.planned_aside());
+        let aside = host.planned_aside().zip(host.rendered_aside());
+        let news = host.incidents().zip(host.observed()).zip(aside);
         let policies = Policies {
             host,
             workshop,
@@ -209,11 +213,13 @@ impl Policies {
             changing: tokio::sync::Mutex::new(()),
             rehearsing: turns::Turns::new(REHEARSALS),
             uploading: turns::Turns::new(usize::MAX),
-            news: Mutex::new(news.map(|((incidents, observed), planned)| News {
-                incidents,
-                observed,
-                planned,
-            })),
+            news: Mutex::new(
+                news.map(|((incidents, observed), (planned, rendered))| News {
+                    incidents,
+                    observed,
+                    aside: Aside { planned, rendered },
+                }),
+            ),
             hash_key: *key.address_key(),
         };
         policies.restore().await?;

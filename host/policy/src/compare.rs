@@ -1,5 +1,6 @@
 //! Two answers to the same question, side by side: what a rehearsal and a shadow report.
 
+pub mod batches;
 mod calls;
 pub mod lanes;
 
@@ -20,6 +21,7 @@ const EXAMPLES: usize = 3;
 pub enum Compared {
     Messages(Report),
     Lanes(lanes::Report),
+    Batches(batches::Report),
 }
 
 /// What changes where another revision decides. Reports of parts add up to one of the whole.

@@ -5,6 +5,7 @@
 //! order, and the answer says which of them decided. Shaping and export report their fault;
 //! the queue then keeps the limits in force, or the cursor where it is.
 
+mod exports;
 mod shaping;
 mod trials;
 
@@ -32,6 +33,7 @@ use crate::slots::{Slot, SlotStatus, Slots};
 use crate::trial::Trial;
 use crate::worlds::{World, v1};
 
+pub use exports::RenderedAside;
 pub use shaping::PlannedAside;
 
 /// What decides a message where no revision could.
@@ -65,8 +67,10 @@ pub enum ActivateError {
         found: World,
         digest: String,
     },
-    #[error("slot {0}: an export policy can't be tried; activate it")]
-    NoTrial(String),
+    #[error(
+        "slot {0}: of a canary the receiver would get two formats; an export policy is tried as a shadow"
+    )]
+    NoCanary(String),
     #[error(transparent)]
     Load(#[from] LoadError),
 }
@@ -85,6 +89,7 @@ pub struct PolicyHost {
     options: HostOptions,
     observer: Observer,
     plans_aside: Aside<PlannedAside>,
+    batches_aside: Aside<RenderedAside>,
     incidents: mpsc::UnboundedSender<Incident>,
     told: Mutex<Option<mpsc::UnboundedReceiver<Incident>>>,
 }
@@ -106,6 +111,7 @@ impl PolicyHost {
             options,
             observer: Observer::default(),
             plans_aside: Aside::new(limits::PLANS_ASIDE),
+            batches_aside: Aside::new(limits::BATCHES_ASIDE),
             incidents,
             told: Mutex::new(Some(told)),
         }
@@ -514,20 +520,7 @@ impl Policy for PolicyHost {
         exporter: &'a str,
         batch: &'a [EventRecord],
     ) -> Fut<'a, Result<Vec<Payload>, PolicyFault>> {
-        Box::pin(async move {
-            if batch.len() > limits::EVENTS {
-                return Err(PolicyFault::Broken(format!(
-                    "{} events in one call; at most {}",
-                    batch.len(),
-                    limits::EVENTS
-                )));
-            }
-            let slot = self.slots.load().export(exporter).cloned();
-            self.ask(slot, async |active| {
-                v1::render(&self.engine, active, batch).await
-            })
-            .await
-        })
+        Box::pin(self.render_batch(exporter, batch))
     }
 
     fn wanted_headers(&self, tenant: &str) -> Arc<[String]> {

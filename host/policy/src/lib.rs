@@ -44,7 +44,7 @@ mod worlds;
 pub use cache::{CacheError, CodeCache};
 pub use engine::{Active, LoadError, PolicyEngine};
 pub use harm::Rates;
-pub use host::{ActivateError, Fallback, HostOptions, PlannedAside, PolicyHost};
+pub use host::{ActivateError, Fallback, HostOptions, PlannedAside, PolicyHost, RenderedAside};
 pub use incident::Incident;
 pub use observe::Observed;
 pub use prepare::{Prepared, Refused, Upload, prepare, revision_digest};

@@ -75,6 +75,8 @@ pub const INPUTS_PER_SEC: u32 = 200;
 pub const OBSERVED: usize = 1024;
 /// Calls about lanes that wait to be shown to a shadow.
 pub const PLANS_ASIDE: usize = 8;
+/// Rendered batches that do, each of up to 4 MiB.
+pub const BATCHES_ASIDE: usize = 2;
 
 /// Bytes of a text for people or for a reply.
 pub const TEXT: usize = 400;

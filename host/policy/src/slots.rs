@@ -143,6 +143,14 @@ impl Slots {
         self.trials.get(slot)
     }
 
+    /// The trial of an exporter's slot.
+    pub fn trial_of_export(&self, name: &str) -> Option<&Arc<Trial>> {
+        if self.trials.is_empty() {
+            return None;
+        }
+        self.trials.get(format!("export/{name}").as_str())
+    }
+
     pub fn trials(&self) -> impl Iterator<Item = &Arc<Trial>> {
         self.trials.values()
     }

@@ -12,7 +12,7 @@ use tidegate_queue::rollout;
 use tidegate_queue::shape::LaneKey;
 
 use crate::breaker::Breaker;
-use crate::compare::{Compared, Report, lanes};
+use crate::compare::{Compared, Report, batches, lanes};
 use crate::engine::Active;
 use crate::harm::{Rates, Tally};
 use crate::worlds::World;
@@ -37,6 +37,9 @@ pub(crate) struct Trial {
     breaker: Mutex<Breaker>,
     report: Mutex<Report>,
     lanes: Mutex<lanes::Report>,
+    batches: Mutex<batches::Report>,
+    /// The last event that an export policy was shown, or skipped.
+    shown: AtomicU64,
     memory: Mutex<Memory>,
     skipped: AtomicU64,
 }
@@ -96,8 +99,8 @@ pub struct TrialStatus {
     /// Shadows only: its answers beside those in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compared: Option<Compared>,
-    /// Messages, or calls about lanes, that a shadow was not asked about since there was no time
-    /// for it.
+    /// Messages, calls about lanes or events that a shadow was not asked about since there was no
+    /// time for it.
     pub skipped: u64,
 }
 
@@ -112,6 +115,8 @@ impl Trial {
             breaker: Mutex::default(),
             report: Mutex::default(),
             lanes: Mutex::default(),
+            batches: Mutex::default(),
+            shown: AtomicU64::new(0),
             memory: Mutex::default(),
             skipped: AtomicU64::new(0),
         }
@@ -162,20 +167,40 @@ impl Trial {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub fn batches(&self) -> MutexGuard<'_, batches::Report> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether these events are new to it: a batch that was not taken is rendered again.
+    pub fn shows(&self, first: u64, last: u64) -> bool {
+        self.shown.fetch_max(last, Ordering::Relaxed) < first
+    }
+
     pub fn skipped(&self) {
-        self.skipped.fetch_add(1, Ordering::Relaxed);
+        self.skipped_many(1);
+    }
+
+    pub fn skipped_many(&self, number: usize) {
+        self.skipped.fetch_add(number as u64, Ordering::Relaxed);
     }
 
     pub fn status(&self) -> TrialStatus {
-        let compared = (self.kind == TrialKind::Shadow).then(|| {
-            if self.active.world == World::ShapingPolicy {
+        let compared = (self.kind == TrialKind::Shadow).then(|| match self.active.world {
+            World::RoutingPolicy => {
+                let mut report = self.report().clone();
+                report.finish();
+                Compared::Messages(report)
+            }
+            World::ShapingPolicy => {
                 let mut report = self.lanes().clone();
                 report.finish();
-                return Compared::Lanes(report);
+                Compared::Lanes(report)
             }
-            let mut report = self.report().clone();
-            report.finish();
-            Compared::Messages(report)
+            World::LogExporter => {
+                let mut report = self.batches().clone();
+                report.finish();
+                Compared::Batches(report)
+            }
         });
         TrialStatus {
             digest: self.active.digest.to_string(),

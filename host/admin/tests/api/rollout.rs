@@ -157,18 +157,18 @@ fn steps_that_make_no_sense_are_refused() {
         triple(409, "conflict", "")
     );
     use base64::Engine as _;
-    for trial in [json!({"canary": 5}), json!({"shadow": true})] {
-        let exporter = base64::engine::general_purpose::STANDARD.encode("log-exporter e");
-        let mut body = json!({"component": exporter, "slot": "export/log"});
-        body.as_object_mut()
-            .unwrap()
-            .extend(trial.as_object().unwrap().clone());
-        assert_eq!(
-            api.refused(api.post("/policies", body)),
-            triple(422, "invalid", "slot"),
-            "{trial}"
-        );
-    }
+    let exporter = base64::engine::general_purpose::STANDARD.encode("log-exporter e");
+    let body = json!({"component": exporter, "slot": "export/log", "canary": 5});
+    let refused = api.post("/policies", body);
+    let remedy = refused.1["error"]["remedy"].as_str().unwrap();
+    assert!(remedy.contains("as a shadow"), "{remedy}");
+    assert_eq!(api.refused(refused), triple(422, "invalid", "slot"));
+    let body = json!({"component": exporter, "slot": "export/log", "shadow": true});
+    let (status, shown) = api.post("/policies", body);
+    assert_eq!(
+        (status, &shown["on_trial_in"]),
+        (201, &json!(["export/log"]))
+    );
     let shaper = base64::engine::general_purpose::STANDARD.encode("shaping-policy c");
     let body = json!({"component": shaper, "slot": "shaping", "canary": 5});
     let (status, shown) = api.post("/policies", body);

@@ -55,7 +55,7 @@ pub enum PolicyCommand {
     },
     /// Let a revision decide a share of the messages (routing) or of the lanes (shaping); or change the share.
     #[command(
-        after_help = "Examples:\n  tidegate policy canary 3f9ac1d2e4b5 --slot routing/acme --share 5%\n  tidegate policy canary --slot routing/acme --share 50%\n  tidegate policy canary 77c1a0b2d3e4 --slot shaping --share 10%\n\nWhich messages follows from a hash of their queue id, which lanes from a hash of tenant, class, relay, site and sub-queue: a larger share contains the smaller. An export policy can't be tried: activate it."
+        after_help = "Examples:\n  tidegate policy canary 3f9ac1d2e4b5 --slot routing/acme --share 5%\n  tidegate policy canary --slot routing/acme --share 50%\n  tidegate policy canary 77c1a0b2d3e4 --slot shaping --share 10%\n\nWhich messages follows from a hash of their queue id, which lanes from a hash of tenant, class, relay, site and sub-queue: a larger share contains the smaller. Of an export policy the receiver would get two formats: try it as a shadow."
     )]
     Canary {
         /// Its digest; left out: the one on trial.
@@ -70,7 +70,7 @@ pub enum PolicyCommand {
     },
     /// Let a revision decide beside the one in force, without any effect, and compare.
     #[command(
-        after_help = "Examples:\n  tidegate policy shadow 3f9ac1d2e4b5 --slot routing/acme\n  tidegate policy shadow 77c1a0b2d3e4 --slot shaping\n\n`policy status` shows what it would do otherwise. An export policy can't be tried: activate it."
+        after_help = "Examples:\n  tidegate policy shadow 3f9ac1d2e4b5 --slot routing/acme\n  tidegate policy shadow 77c1a0b2d3e4 --slot shaping\n  tidegate policy shadow 5d20f1e2a3b4 --slot export/crm\n\n`policy status` shows what it would do otherwise: with messages (routing), lanes (shaping), or batches of events (export)."
     )]
     Shadow {
         digest: String,
@@ -79,7 +79,7 @@ pub enum PolicyCommand {
         #[arg(long, default_value = "")]
         note: String,
     },
-    /// Put what is on trial in force for every message or lane.
+    /// Put what is on trial in force for every message, lane or batch.
     #[command(after_help = "Example:\n  tidegate policy promote --slot routing/acme")]
     Promote {
         #[arg(long)]

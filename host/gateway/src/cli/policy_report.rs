@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use serde_json::Value;
-use tidegate_policy::compare::{Cost, Failures, Report, lanes};
+use tidegate_policy::compare::{Cost, Failures, Report, batches, lanes};
 use tidegate_queue::shape::LaneKey;
 
 use super::table;
@@ -14,6 +14,7 @@ pub(super) fn shadow(trial: &Value) -> Option<String> {
     let mut text = match compared["of"].as_str()? {
         "messages" => messages(&serde_json::from_value(compared).ok()?),
         "lanes" => of_lanes(&serde_json::from_value(compared).ok()?),
+        "batches" => of_batches(&serde_json::from_value(compared).ok()?),
         _ => return None,
     };
     if let Some(skipped @ 1..) = trial["skipped"].as_u64() {
@@ -108,6 +109,30 @@ fn of_lanes(report: &lanes::Report) -> String {
     text
 }
 
+/// How batches are rendered otherwise.
+fn of_batches(report: &batches::Report) -> String {
+    let mut text = format!(
+        "{} batches of {} events: {} batches are rendered otherwise\n",
+        report.batches, report.events, report.changed_batches
+    );
+    let size = |size: &batches::Size| format!("{} payloads of {} bytes", size.payloads, size.bytes);
+    let (before, after) = (size(&report.in_force), size(&report.trial));
+    let _ = writeln!(text, "{before} are {after}");
+    calls(&mut text, report.failures.calls(), report.cost);
+    for c in &report.changes {
+        change(&mut text, c.batches, &c.from, &c.to);
+        for example in &c.examples {
+            let _ = writeln!(
+                text,
+                "         events {} to {}: {} bytes, {} on trial",
+                example.first, example.last, example.in_force.bytes, example.trial.bytes
+            );
+        }
+    }
+    failures(&mut text, &report.failures);
+    text
+}
+
 fn lane(key: &LaneKey) -> String {
     let mut text = format!(
         "tenant {}, {}, relay {}, site {}",
@@ -170,5 +195,26 @@ mod tests {
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert_eq!(shadow(&json!({"own": {}})), None, "a canary");
+    }
+
+    #[test]
+    fn the_shadow_of_an_export_policy_is_told_by_batches() {
+        let trial = json!({"skipped": 0, "compared": {"of": "batches",
+            "batches": 4, "events": 40, "changed_batches": 2,
+            "in_force": {"payloads": 4, "bytes": 900}, "trial": {"payloads": 4, "bytes": 800},
+            "changes": [{"from": "text/plain", "to": "other bytes", "batches": 2, "examples": [
+                {"first": 1, "last": 10, "in_force": {"bytes": 90, "payloads": 1}, "trial": {"bytes": 80, "payloads": 1}}]}],
+            "failures": [], "costs": {"90": 3}, "cost": {"p50": 90, "p99": 90, "max": 90},
+        }});
+        let text = shadow(&trial).unwrap();
+        for part in [
+            "4 batches of 40 events: 2 batches are rendered otherwise",
+            "4 payloads of 900 bytes are 4 payloads of 800 bytes",
+            "2  text/plain\n     ->  other bytes",
+            "events 1 to 10: 90 bytes, 80 on trial",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        assert!(!text.contains("no time"), "{text}");
     }
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_mail::Timestamp;
-use tidegate_policy::{Incident, Observed, TrialKind};
+use tidegate_policy::{Incident, Observed, PolicyHost, TrialKind};
 use tidegate_queue::rollout::{self, GATEWAY, SlotState};
 use tidegate_queue::{Activation, Clock, DecisionRow, Purpose, Step, StoreError, StoreResult};
 
 use tokio::task::JoinSet;
 
-use super::{News, Policies, trial_of};
+use super::{Aside, News, Policies, trial_of};
 use crate::host::GatewayHost;
 
 /// How often the registry is asked whether it changed, and decisions are written.
@@ -32,20 +32,13 @@ pub async fn keep(host: Arc<GatewayHost>) {
     let Some(News {
         mut incidents,
         mut observed,
-        mut planned,
+        aside,
     }) = news
     else {
         return;
     };
-    // By itself, since a plan takes longer than a decision: none of them holds up the other. It
-    // ends with this task.
-    let mut aside = JoinSet::new();
-    let asked = policies.host.clone();
-    aside.spawn(async move {
-        while let Some(plan) = planned.recv().await {
-            asked.plan_aside(plan).await;
-        }
-    });
+    // They end with this task.
+    let _aside = ask_aside(policies.host.clone(), aside);
     let mut unwritten: Vec<Incident> = Vec::new();
     let mut rows: Vec<DecisionRow> = Vec::new();
     let mut seen = policies.registry.version().await.unwrap_or(0);
@@ -89,6 +82,28 @@ pub async fn keep(host: Arc<GatewayHost>) {
             }
         }
     }
+}
+
+/// Asks shadows of the operator's policies. Each in a task of its own, since plans and batches take
+/// longer than decisions, and none is to hold up another.
+fn ask_aside(host: Arc<PolicyHost>, aside: Aside) -> JoinSet<()> {
+    let Aside {
+        mut planned,
+        mut rendered,
+    } = aside;
+    let mut tasks = JoinSet::new();
+    let planning = host.clone();
+    tasks.spawn(async move {
+        while let Some(plan) = planned.recv().await {
+            planning.plan_aside(plan).await;
+        }
+    });
+    tasks.spawn(async move {
+        while let Some(batch) = rendered.recv().await {
+            host.render_aside(batch).await;
+        }
+    });
+    tasks
 }
 
 /// Takes over what another gateway changed.

@@ -28,8 +28,8 @@ impl PolicyHost {
         kind: TrialKind,
     ) -> Result<(), ActivateError> {
         let active = self.load_for(slot, prepared)?;
-        if active.world == World::LogExporter {
-            return Err(ActivateError::NoTrial(slot.to_owned()));
+        if active.world == World::LogExporter && kind != TrialKind::Shadow {
+            return Err(ActivateError::NoCanary(slot.to_owned()));
         }
         self.change_all(|slots| {
             let mut trial = Trial::new(slot.into(), active, kind);

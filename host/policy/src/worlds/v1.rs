@@ -408,12 +408,12 @@ impl EventText {
     }
 }
 
-/// Renders a batch of events.
+/// Renders a batch of events; with the microseconds that it took.
 pub(crate) async fn render(
     engine: &PolicyEngine,
     active: &Arc<Active>,
     batch: &[EventRecord],
-) -> Result<Vec<Payload>, Failure> {
+) -> Result<(Vec<Payload>, u32), Failure> {
     let Guest::Export(guest) = &active.guest else {
         return Err(wrong_world(active));
     };
@@ -460,7 +460,7 @@ pub(crate) async fn render(
             }
         })
         .collect();
-    let (result, _) = engine
+    let (result, cost_micros) = engine
         .call(
             active,
             limits::EXPORT_MS,
@@ -501,5 +501,6 @@ pub(crate) async fn render(
                 content_type: p.content_type,
             })
         })
-        .collect()
+        .collect::<Result<_, _>>()
+        .map(|payloads| (payloads, cost_micros))
 }

@@ -150,6 +150,13 @@ pub fn wat_shaper(plan: &str) -> Vec<u8> {
     embed_in("shaping-policy", &wat_module(&plan, "", ""))
 }
 
+/// A component of the export world written by hand, whose `render` traps.
+pub fn trapping_exporter() -> Vec<u8> {
+    let render = r#"(func (export "tidegate:policy/log-export@1.0.0#render")
+        (param i32 i32) (result i32) unreachable)"#;
+    embed_in("log-exporter", &wat_module(render, "", ""))
+}
+
 fn wat_module(functions: &str, init: &str, imports: &str) -> String {
     format!(
         r#"(module
