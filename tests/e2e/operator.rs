@@ -49,6 +49,9 @@ fn mistakes_in_the_configuration_are_placed() {
     let good = std::fs::read_to_string(gateway.config()).unwrap();
     let output = gateway.cli(&["check"]).unwrap();
     assert!(output.status.success(), "{output:?}");
+    let found = String::from_utf8_lossy(&output.stdout);
+    assert!(found.contains("is of this version"), "{found}");
+    assert!(!found.contains("in order"), "init closes it: {found}");
     for (from, to, expected) in [
         ("hostname =", "hostnam =", "hostname"),
         ("lifetime = \"1h\"", "lifetime = \"1 parsec\"", "lifetime"),

@@ -292,7 +292,7 @@ async fn database(config: &Config, findings: &mut Findings) {
         }
     };
     let behind = if found.behind {
-        "; it was not closed in order, and what is said here is from before its last commits"
+        "; it was not closed in order, and the next start takes in its last commits"
     } else {
         ""
     };

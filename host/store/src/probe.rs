@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteLockingMode};
 use sqlx::{ConnectOptions, Executor, Row as _};
 use tidegate_queue::{Activation, StoreError, StoreResult};
 
@@ -16,8 +16,8 @@ pub struct Probe {
     pub schema: Schema,
     /// What was ever put in force, oldest first; empty where the schema has no place for it.
     pub activations: Vec<Activation>,
-    /// SQLite's write-ahead log has commits, as after a crash. The next start takes them in; what
-    /// is told here is from before them.
+    /// SQLite's write-ahead log has commits, as after a crash. They are in what is told here, and
+    /// the next start takes them into the database.
     pub behind: bool,
 }
 
@@ -54,7 +54,7 @@ async fn sqlite(path: &Path) -> StoreResult<Probe> {
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");
     let behind = std::fs::metadata(log).is_ok_and(|log| log.len() > 0);
-    if std::fs::metadata(path).map_or(0, |database| database.len()) == 0 {
+    if !behind && std::fs::metadata(path).map_or(0, |database| database.len()) == 0 {
         return Ok(Probe::nothing(behind));
     }
     let failed = |e: sqlx::Error| StoreError::Failed(format!("{}: {e}", path.display()));
@@ -63,17 +63,23 @@ async fn sqlite(path: &Path) -> StoreResult<Probe> {
         rustix::fs::Access::READ_OK | rustix::fs::Access::WRITE_OK,
     )
     .map_err(|e| StoreError::Failed(format!("{}: {e}", path.display())))?;
-    // Immutable: else SQLite would make the files of the write-ahead log beside it.
-    let mut conn = SqliteConnectOptions::new()
+    let there = SqliteConnectOptions::new()
         .filename(path)
         .read_only(true)
-        .immutable(true)
-        .disable_statement_logging()
-        .connect()
-        .await
-        .map_err(failed)?;
-    let there = "SELECT count(*) FROM sqlite_schema WHERE name IN ('migration', 'activation')";
-    let row = conn.fetch_one(there).await.map_err(failed)?;
+        .disable_statement_logging();
+    // Either way SQLite makes no file. Alone, the database of a crashed gateway may be half of
+    // what it was: commits are copied into it page by page. The log's index is then kept in this
+    // process's memory, for which SQLite wants the file to itself; no lock is taken, since a
+    // lock needs a file that may be written.
+    let there = match behind {
+        true => there
+            .vfs("unix-none")
+            .locking_mode(SqliteLockingMode::Exclusive),
+        false => there.immutable(true),
+    };
+    let mut conn = there.connect().await.map_err(failed)?;
+    let tables = "SELECT count(*) FROM sqlite_schema WHERE name IN ('migration', 'activation')";
+    let row = conn.fetch_one(tables).await.map_err(failed)?;
     let tables: i64 = row.try_get(0).map_err(failed)?;
     if tables == 0 {
         return Ok(Probe::nothing(behind));

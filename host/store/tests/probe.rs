@@ -37,28 +37,70 @@ async fn sqlite_is_looked_at_without_a_trace() {
     assert!(files(place.dir.path()).is_empty());
 
     let opened = place.open().await;
+    let revision = Revision {
+        digest: "d1".to_owned(),
+        world: "routing-policy".to_owned(),
+        name: "default".to_owned(),
+        version: "1.0.0".to_owned(),
+        config: String::new(),
+        uploaded_at: T0,
+        uploaded_by: "init".to_owned(),
+        note: String::new(),
+        size: 3,
+    };
+    let uploaded = Uploaded {
+        slot: "routing".to_owned(),
+        digest: "d1".to_owned(),
+        at: T0,
+        by: "init".to_owned(),
+        note: String::new(),
+    };
+    let component = Bytes::from(pattern(100_000, 1));
     opened
-        .store
-        .accept(message(ids().next(T0), T0, &["a@x.example"], "text"))
+        .registry
+        .put_revision(revision, component, uploaded)
         .await
         .unwrap();
+    let step = Activation {
+        seq: 0,
+        slot: "routing".to_owned(),
+        digest: "d1".to_owned(),
+        step: Step::Activate,
+        purpose: None,
+        at: T0,
+        by: "init".to_owned(),
+        note: String::new(),
+        cause: None,
+    };
+    opened.registry.activate(step).await.unwrap();
     // What a crash leaves: the commits are in the write-ahead log.
     let crashed = tempfile::tempdir().unwrap();
     for name in ["queue.db", "queue.db-wal"] {
         std::fs::copy(place.dir.path().join(name), crashed.path().join(name)).unwrap();
     }
+    assert_eq!(opened.registry.activations().await.unwrap().len(), 1);
     opened.store.close().await;
     drop(opened);
 
     let before = files(place.dir.path());
     let found = look(&place).await.unwrap();
     assert_eq!(found.schema, Schema::Current);
-    assert!(!found.behind && found.activations.is_empty());
+    assert!(!found.behind && found.activations.len() == 1);
     assert_eq!(files(place.dir.path()), before);
 
-    let before = files(crashed.path());
-    assert!(probe("sqlite", crashed.path()).await.unwrap().behind);
-    assert_eq!(files(crashed.path()), before);
+    for pages in [None, Some(1), Some(10)] {
+        // A crash while commits are copied into the database: some of its pages are new.
+        if let Some(pages) = pages {
+            let whole = std::fs::read(place.dir.path().join("queue.db")).unwrap();
+            assert!(whole.len() > 11 * 4096, "{}", whole.len());
+            std::fs::write(crashed.path().join("queue.db"), &whole[..pages * 4096]).unwrap();
+        }
+        let before = files(crashed.path());
+        let found = probe("sqlite", crashed.path()).await.unwrap();
+        assert_eq!(found.schema, Schema::Current, "{pages:?}");
+        assert!(found.behind && found.activations.len() == 1, "{pages:?}");
+        assert_eq!(files(crashed.path()), before, "{pages:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tidegate_admin::Upload;
 use tidegate_net::clock::OsClock;
 use tidegate_policy::{PolicyEngine, World};
-use tidegate_queue::{Activation, Clock, Step};
+use tidegate_queue::{Activation, Clock, Registry, Step};
 
 use super::{Workshop, engine, in_force, revision_of};
 use crate::cli::Failure;
@@ -72,10 +72,21 @@ pub async fn install_defaults(config: &Config, dir: &Path) -> Result<Vec<Install
             "build the default policies with: cargo xtask plugins",
         ));
     }
-    let (_store, registry) = crate::parts::open_store(config).await?;
+    let (store, registry) = crate::parts::open_store(config).await?;
+    let installed = install(config, files, &*registry).await;
+    // Whoever comes next finds a database that was closed in order.
+    store.close().await;
+    installed
+}
+
+async fn install(
+    config: &Config,
+    files: Vec<PathBuf>,
+    registry: &dyn Registry,
+) -> Result<Vec<Installed>, Failure> {
     let stored = |e: tidegate_queue::StoreError| Failure::failed(e.to_string(), "");
     let known = registry.revisions().await.map_err(stored)?;
-    let active = in_force(&*registry).await?;
+    let active = in_force(registry).await?;
     let mut slots: Vec<(String, World)> = vec![
         ("routing".to_owned(), World::RoutingPolicy),
         ("shaping".to_owned(), World::ShapingPolicy),

@@ -12,6 +12,7 @@ mod wal;
 mod writer;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sqlx::sqlite::SqliteConnection;
@@ -31,6 +32,9 @@ use content::{SegmentReader, SegmentWriter};
 pub(crate) use open::with_remedy;
 use rows::SqliteRows;
 use segments::Segments;
+
+/// How long a close waits for reads under way.
+const READERS_GO: Duration = Duration::from_secs(2);
 
 /// What an error of SQLite means for the batch it struck.
 pub(crate) enum Reach {
@@ -357,9 +361,11 @@ impl Store for SqliteStore {
 
     fn close(&self) -> Fut<'_, ()> {
         Box::pin(async move {
+            // The last to leave empties the write-ahead log, which only the writer may do. A
+            // read of somebody who is gone must not hold up the stop for long.
+            let _ = tokio::time::timeout(READERS_GO, self.rows.readers.close()).await;
             // An error says that the store has failed or is closed: nothing is left to do.
             let _ = self.gate().ask(Op::Close).await;
-            self.rows.readers.close().await;
         })
     }
 
