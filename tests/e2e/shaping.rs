@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 use tidegate_tests::eventually;
 use tidegate_tests::gateway::policy;
-use tidegate_tests::sink::{Behaviour, Stage};
+use tidegate_tests::postgres::Postgres;
+use tidegate_tests::sink::{Behaviour, Destination, Stage};
 
 use super::{PASSWORD, SENDER, SOON, World};
 
@@ -30,6 +31,41 @@ impl World {
             sent += 1;
         }
         sent
+    }
+
+    /// Has eight lanes with bulk mail that waits. Returns the digest of the revision that plans them,
+    /// and the destinations.
+    fn with_slow_lanes(&mut self) -> (String, Vec<Destination>) {
+        self.gateway
+            .bulk_credential("acme", NEWS, PASSWORD)
+            .unwrap();
+        let busy = Behaviour::accept().reply(Stage::Rcpt, "450 4.2.1 busy");
+        let destinations = (0..8)
+            .map(|n| self.destination(&format!("slow{n}.test"), busy.clone()))
+            .collect();
+        let mut raw = self.gateway.raw(NEWS, PASSWORD).unwrap();
+        for n in 0..8 {
+            let to = format!("b@slow{n}.test");
+            let reply = raw
+                .submit(SENDER, &[&to], "Subject: news\r\n\r\nx\r\n")
+                .unwrap();
+            assert_eq!(reply.code, 250, "{}", reply.text());
+        }
+        let digest = self.shaping()["in_force"]["digest"].clone();
+        let digest = digest.as_str().unwrap().to_owned();
+        self.wait_planners("the lanes are planned", |by| by.get(&digest) == Some(&8));
+        (digest, destinations)
+    }
+
+    fn upload_faster(&self) -> String {
+        let file = self.gateway.directory().join("shaping.json");
+        std::fs::write(&file, FASTER).unwrap();
+        let component = policy("shaping-default").unwrap();
+        let (component, file) = (component.display().to_string(), file.display().to_string());
+        let words = ["policy", "upload", &component, "--config", &file];
+        let inactive = ["--slot", "shaping", "--inactive"];
+        let upload = self.gateway.json(&[&words[..], &inactive].concat());
+        upload.unwrap()["digest"].as_str().unwrap().to_owned()
     }
 
     fn shaping(&self) -> Value {
@@ -74,47 +110,14 @@ impl World {
 #[test]
 fn a_shaping_revision_goes_live_by_shadow_and_canary_while_bulk_mail_flows() {
     let mut world = World::start();
-    world
-        .gateway
-        .bulk_credential("acme", NEWS, PASSWORD)
-        .unwrap();
+    let (before, _busy) = world.with_slow_lanes();
     let quick: Vec<String> = (0..8).map(|n| format!("quick{n}.test")).collect();
-    let slow: Vec<String> = (0..8).map(|n| format!("slow{n}.test")).collect();
     let customers: Vec<_> = quick
         .iter()
         .map(|domain| world.destination(domain, Behaviour::accept()))
         .collect();
-    // Mail that waits keeps a lane.
-    let busy = Behaviour::accept().reply(Stage::Rcpt, "450 4.2.1 busy");
-    let _busy: Vec<_> = slow
-        .iter()
-        .map(|domain| world.destination(domain, busy.clone()))
-        .collect();
-    let mut raw = world.gateway.raw(NEWS, PASSWORD).unwrap();
-    for domain in &slow {
-        let to = format!("b@{domain}");
-        raw.submit(SENDER, &[&to], "Subject: news\r\n\r\nx\r\n")
-            .unwrap();
-    }
-    drop(raw);
-    let before = world.shaping()["in_force"]["digest"].clone();
-    let before = before.as_str().unwrap().to_owned();
-    world.wait_planners("the lanes are planned", |by| by.get(&before) == Some(&8));
-
-    let file = world.gateway.directory().join("shaping.json");
-    std::fs::write(&file, FASTER).unwrap();
-    let (component, file) = (
-        policy("shaping-default").unwrap(),
-        file.display().to_string(),
-    );
-    let component = component.display().to_string();
-    let words = ["policy", "upload", &component, "--config", &file];
-    let inactive = ["--slot", "shaping", "--inactive"];
-    let upload = world
-        .gateway
-        .json(&[&words[..], &inactive].concat())
-        .unwrap();
-    let digest = upload["digest"].as_str().unwrap();
+    let digest = world.upload_faster();
+    let digest = digest.as_str();
 
     let mut sent = world.with_news(&quick, || {
         let words = ["policy", "shadow", digest, "--slot", "shaping"];
@@ -258,4 +261,26 @@ fn a_shaping_canary_that_fails_is_taken_back_and_its_lanes_are_served() {
         (delivered() >= sent).then_some(())
     })
     .unwrap_or_else(|e| panic!("{e:#}: {} of {sent}", delivered()));
+}
+
+#[test]
+fn a_shaping_canary_of_another_gateway_on_the_same_database_is_followed() {
+    let postgres = Postgres::start().unwrap();
+    let url = postgres.url();
+    let mut world = World::with(|options| options.set("database", url.as_str()));
+    let (before, _busy) = world.with_slow_lanes();
+    let digest = world.upload_faster();
+    let change = |step: &str| {
+        let sql = format!(
+            r#"update registry_version set version = version + 1;
+               insert into activation (id, slot, body) select version, 'shaping',
+                '{{"slot":"shaping","digest":"{digest}",{step},"at":1,"by":"operator"}}' from registry_version"#
+        );
+        postgres.query(&sql).unwrap();
+    };
+    change(r#""step":"canary","permille":1000"#);
+    world.wait_planners("the canary is followed", |by| by.get(&digest) == Some(&8));
+    change(r#""step":"withdraw""#);
+    world.wait_planners("its end is followed", |by| by.get(&before) == Some(&8));
+    assert!(world.shaping()["running"]["trial"].is_null());
 }

@@ -126,6 +126,10 @@ impl PolicyHost {
     pub fn activate(&self, slot: &str, prepared: &Prepared) -> Result<(), ActivateError> {
         let current = self.load_for(slot, prepared)?;
         let now = self.engine.uptime_ms();
+        let trial = self.slots.load().trial_of(slot).cloned();
+        let inherited = trial
+            .filter(|trial| trial.active.digest == current.digest)
+            .and_then(|trial| trial.leaves());
         self.change(slot, |before| {
             let last_good = before.and_then(|slot| {
                 if slot.current.digest == current.digest || slot.breaker().is_open() {
@@ -141,6 +145,7 @@ impl PolicyHost {
             Some(Slot {
                 before: rates,
                 probation_until: now + limits::PROBATION_MS,
+                inherited: Mutex::new(inherited),
                 ..Slot::new(
                     slot.into(),
                     current.clone(),

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use serde::Serialize;
 
 use crate::breaker::Breaker;
@@ -26,6 +27,8 @@ pub(crate) struct Slot {
     /// Milliseconds of the engine's uptime until which it is rolled back where it fails.
     pub probation_until: u64,
     pub breaker: Mutex<Breaker>,
+    /// Of a promoted shaping policy: the state that it goes on with, until it has answered.
+    pub inherited: Mutex<Option<Bytes>>,
 }
 
 impl Slot {
@@ -44,7 +47,14 @@ impl Slot {
             before: None,
             probation_until: 0,
             breaker: Mutex::default(),
+            inherited: Mutex::default(),
         }
+    }
+
+    pub fn inherited(&self) -> MutexGuard<'_, Option<Bytes>> {
+        self.inherited
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn breaker(&self) -> MutexGuard<'_, Breaker> {

@@ -1,6 +1,5 @@
 //! A revision on trial beside the one in force: a canary or a shadow.
 
-use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -40,34 +39,10 @@ pub(crate) struct Trial {
     batches: Mutex<batches::Report>,
     /// The last event that an export policy was shown, or skipped.
     shown: AtomicU64,
-    memory: Mutex<Memory>,
+    /// The state of a shaping policy's last answer; at most 64 KiB. Before that it has the one in
+    /// force.
+    state: Mutex<Option<Bytes>>,
     skipped: AtomicU64,
-}
-
-/// What a shaping policy on trial has of its own.
-#[derive(Clone, Default)]
-pub(crate) struct Memory {
-    /// The state of its last answer; at most 64 KiB. Before that it has the one in force.
-    pub state: Option<Bytes>,
-    /// Lanes whose limits are of its making, by their places on the scale of shares.
-    pub planned: HashSet<u64>,
-}
-
-/// Lanes whose windows are counted for a canary; of those beyond it only the plans are in force.
-const COUNTED_LANES: usize = 10_000;
-
-impl Memory {
-    /// Notes whether the canary planned a lane. Returns whether it had done so before.
-    pub fn planned(&mut self, lane: &LaneKey, now: bool) -> bool {
-        let place = place_of(lane);
-        let before = self.planned.contains(&place);
-        if !now {
-            self.planned.remove(&place);
-        } else if self.planned.len() < COUNTED_LANES {
-            self.planned.insert(place);
-        }
-        before
-    }
 }
 
 /// Where a lane stands on the scale of shares: by its key alone, the same on every gateway and
@@ -117,16 +92,16 @@ impl Trial {
             lanes: Mutex::default(),
             batches: Mutex::default(),
             shown: AtomicU64::new(0),
-            memory: Mutex::default(),
+            state: Mutex::default(),
             skipped: AtomicU64::new(0),
         }
     }
 
-    /// Keeps what a canary remembers where only its share changes.
+    /// Keeps the state of a canary where only its share changes.
     pub fn going_on_from(self, before: &Trial) -> Self {
         let same = before.active.digest == self.active.digest;
         if same && before.is_canary() && self.is_canary() {
-            *self.memory() = before.memory().clone();
+            *self.state() = before.state().clone();
         }
         self
     }
@@ -163,8 +138,16 @@ impl Trial {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn memory(&self) -> MutexGuard<'_, Memory> {
-        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn state(&self) -> MutexGuard<'_, Option<Bytes>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state that a promotion puts in force: that of a canary which planned most lanes.
+    pub fn leaves(&self) -> Option<Bytes> {
+        match self.kind {
+            TrialKind::Canary { permille: 501.. } => self.state().clone(),
+            _ => None,
+        }
     }
 
     pub fn batches(&self) -> MutexGuard<'_, batches::Report> {
@@ -218,6 +201,7 @@ impl Trial {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
     use tidegate_mail::TrafficClass;
 
     fn lane(tenant: &str, site: &str, lane: Option<&str>) -> LaneKey {

@@ -26,6 +26,7 @@ fn lane(site: &str) -> LaneState {
         sending_since: None,
         sent_total: 0,
         current: None,
+        planned_by: None,
         recent: Window {
             seconds: 60,
             ..Window::default()

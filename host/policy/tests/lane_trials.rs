@@ -45,6 +45,7 @@ fn lane(site: usize) -> LaneState {
         sending_since: None,
         sent_total: 0,
         current: None,
+        planned_by: None,
         recent: Window {
             seconds: 60,
             attempts: 100,
@@ -122,15 +123,24 @@ async fn a_canary_plans_its_share_of_the_lanes_and_the_same_ones_again() {
     assert_eq!(trials.rules[0].text.as_deref(), Some("limit of 4"));
     // In another order, a minute later.
     let mut turned = lanes(200);
+    for (at, lane) in turned.iter_mut().enumerate() {
+        lane.planned_by = Some(match at {
+            // One that was planned by neither of them.
+            0 => "another".to_owned(),
+            _ if own.contains(&at) => new.digest.clone(),
+            _ => old.digest.clone(),
+        });
+    }
     turned.reverse();
     let again = plan(&host, &first.state, 60, turned).await;
     let same: BTreeSet<usize> = places(&again).into_iter().map(|at| 199 - at).collect();
     assert_eq!(same, own);
     let figures = trial(&host);
     assert_eq!((figures.own.calls, figures.base.calls), (2, 2));
-    // What was counted before the canary planned a lane is not its doing.
-    assert_eq!(figures.own.attempted, 100 * own.len() as u64);
-    assert_eq!(figures.base.attempted, 2 * 100 * (200 - own.len() as u64));
+    // What was counted under the limits of others is not their doing.
+    let lanes_of = |of_trial: bool| (1..200).filter(|at| own.contains(at) == of_trial).count();
+    assert_eq!(figures.own.attempted, 100 * lanes_of(true) as u64);
+    assert_eq!(figures.base.attempted, 100 * lanes_of(false) as u64);
 
     host.try_out(SLOT, &new, canary(600)).unwrap();
     let raised = plan(&host, &again.state, 120, lanes(200)).await;
@@ -166,6 +176,25 @@ async fn a_canary_begins_with_the_state_in_force_and_goes_on_with_its_own() {
     host.try_out(SLOT, &paced(80), canary(1000)).unwrap();
     let other = plan(&host, &state, 50, lanes(1)).await;
     assert_eq!(rates(&other), [Some(40)]);
+}
+
+#[tokio::test]
+async fn a_promoted_canary_goes_on_with_its_state_where_it_planned_most_lanes() {
+    for (permille, rate) in [(1000, 20), (500, 40)] {
+        let host = host();
+        let (old, new) = (paced(100), paced(40));
+        host.activate(SLOT, &old).unwrap();
+        let mut state = plan(&host, &Bytes::new(), 0, lanes(1)).await.state;
+        host.try_out(SLOT, &new, canary(1000)).unwrap();
+        plan(&host, &state, 60, deferred(1)).await;
+        host.try_out(SLOT, &new, canary(permille)).unwrap();
+        host.activate(SLOT, &new).unwrap();
+        for secs in [65, 70] {
+            let promoted = plan(&host, &state, secs, lanes(1)).await;
+            assert_eq!(rates(&promoted), [Some(rate)], "{permille}");
+            state = promoted.state;
+        }
+    }
 }
 
 #[tokio::test]

@@ -98,6 +98,10 @@ pub struct LaneState {
     pub sending_since: Option<Timestamp>,
     pub sent_total: u64,
     pub current: Option<Limits>,
+    /// Hex digest of the revision that planned these; policies are not told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned_by: Option<String>,
+    /// What was counted under these limits.
     pub recent: Window,
     pub facts: Vec<(String, String)>,
 }

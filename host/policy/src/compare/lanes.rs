@@ -340,6 +340,7 @@ mod tests {
             sending_since: None,
             sent_total: 0,
             current: None,
+            planned_by: None,
             recent: Window::default(),
             facts: Vec::new(),
         }

@@ -50,12 +50,27 @@ impl PolicyHost {
             let slots = self.slots.load();
             (slots.shaping().cloned(), slots.trial_of("shaping").cloned())
         };
+        for lane in &lanes {
+            let by = lane.planned_by.as_deref();
+            // What was counted under the limits of others is none of theirs.
+            if let Some(trial) = trial.as_ref().filter(|t| by == Some(&t.active.digest)) {
+                trial.own.counted(&lane.recent);
+            }
+            if let Some(slot) = slot.as_ref().filter(|s| by == Some(&s.current.digest)) {
+                slot.tally.counted(&lane.recent);
+                if let Some(trial) = &trial {
+                    trial.base.counted(&lane.recent);
+                }
+            }
+        }
         let mut plan = Plan {
             lanes: vec![None; lanes.len()],
             state: state.clone(),
             rules: None,
             canary: None,
         };
+        let inherited = slot.as_ref().and_then(|slot| slot.inherited().clone());
+        let state = inherited.unwrap_or(state);
         if let Some(trial) = &trial {
             plan.canary = self
                 .plan_by_canary(trial, now, &state, &lanes, &mut plan.lanes)
@@ -67,19 +82,16 @@ impl PolicyHost {
         let mut fault = None;
         if !rest.is_empty() {
             let theirs: Vec<&LaneState> = rest.iter().map(|place| &lanes[*place]).collect();
-            if let Some(slot) = &slot {
-                let tallies = [Some(&slot.tally), trial.as_ref().map(|t| &t.base)];
-                for tally in tallies.into_iter().flatten() {
-                    theirs.iter().for_each(|lane| tally.counted(&lane.recent));
-                }
-            }
             let planned = self
-                .ask(slot, async |active| {
+                .ask(slot.clone(), async |active| {
                     v1::plan(&self.engine, active, now, &state, &theirs).await
                 })
                 .await;
             match planned {
                 Ok(planned) => {
+                    if let Some(slot) = &slot {
+                        *slot.inherited() = None;
+                    }
                     for (place, lane) in rest.iter().zip(planned.lanes) {
                         plan.lanes[*place] = Some(lane);
                     }
@@ -135,15 +147,7 @@ impl PolicyHost {
             return None;
         }
         let its: Vec<&LaneState> = places.iter().map(|place| &lanes[*place]).collect();
-        let planned = self.ask_canary(trial, now, state, &its).await;
-        let mut memory = trial.memory();
-        for lane in its {
-            // What was counted under other limits says nothing of it.
-            if memory.planned(&lane.key, planned.is_some()) {
-                trial.own.counted(&lane.recent);
-            }
-        }
-        let planned = planned?;
+        let planned = self.ask_canary(trial, now, state, &its).await?;
         for (place, lane) in places.iter().zip(planned.lanes) {
             plans[*place] = Some(lane);
         }
@@ -188,10 +192,10 @@ impl PolicyHost {
         in_force: &Bytes,
         lanes: &[&LaneState],
     ) -> Result<Planned, Failure> {
-        let own = trial.memory().state.clone();
+        let own = trial.state().clone();
         let state = own.unwrap_or_else(|| in_force.clone());
         let planned = v1::plan(&self.engine, &trial.active, now, &state, lanes).await?;
-        trial.memory().state = Some(planned.state.clone());
+        *trial.state() = Some(planned.state.clone());
         trial.own.answered();
         Ok(planned)
     }

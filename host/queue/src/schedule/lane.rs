@@ -167,6 +167,7 @@ impl Lane {
             sending_since: self.sending_since,
             sent_total: self.sent_total,
             current: self.planned.then(|| self.limits.clone()),
+            planned_by: self.policy.clone(),
             recent,
             facts: Vec::new(),
         }

@@ -96,6 +96,7 @@ impl LaneText {
                 .map(|t| t.min(now)),
             sent_total: self.sent_total,
             current: self.current,
+            planned_by: None,
             recent: Window {
                 seconds: self.recent.seconds.unwrap_or(60),
                 attempts: self.recent.attempts,
