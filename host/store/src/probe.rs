@@ -54,7 +54,8 @@ async fn sqlite(path: &Path) -> StoreResult<Probe> {
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");
     let behind = std::fs::metadata(log).is_ok_and(|log| log.len() > 0);
-    if !behind && std::fs::metadata(path).map_or(0, |database| database.len()) == 0 {
+    // SQLite takes a log beside an empty database for a stranger's and deletes it.
+    if std::fs::metadata(path).map_or(0, |database| database.len()) == 0 {
         return Ok(Probe::nothing(behind));
     }
     let failed = |e: sqlx::Error| StoreError::Failed(format!("{}: {e}", path.display()));

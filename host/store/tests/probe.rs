@@ -101,6 +101,17 @@ async fn sqlite_is_looked_at_without_a_trace() {
         assert!(found.behind && found.activations.len() == 1, "{pages:?}");
         assert_eq!(files(crashed.path()), before, "{pages:?}");
     }
+
+    // An empty database, or none, with a log beside it: SQLite would delete the log.
+    let emptied = crashed.path().join("queue.db");
+    std::fs::write(&emptied, "").unwrap();
+    for _ in 0..2 {
+        let before = files(crashed.path());
+        let found = probe("sqlite", crashed.path()).await.unwrap();
+        assert_eq!(found.schema, Schema::None);
+        assert_eq!(files(crashed.path()), before);
+        let _ = std::fs::remove_file(&emptied);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
