@@ -4,7 +4,6 @@
 //! `cargo xtask bench policy`, or
 //! `cargo xtask plugins && cargo run --release -p tidegate-policy --example policy_bench`
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -230,15 +229,25 @@ fn upload(component: &[u8]) -> Outcome {
     Ok(())
 }
 
+/// What `cargo xtask plugins` built, in the target directory that this program is in.
+fn plugin(name: &str) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+    let program = std::env::current_exe()?;
+    let policies = program
+        .ancestors()
+        .map(|directory| directory.join("policies"))
+        .find(|path| path.is_dir())
+        .ok_or("no policies are built: run `cargo xtask plugins` first")?;
+    let path = policies.join(name);
+    std::fs::read(&path)
+        .map_err(|e| format!("{}: {e}; run `cargo xtask plugins` first", path.display()).into())
+}
+
 fn main() -> Outcome {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.first().is_some_and(|a| a == worker::SUBCOMMAND) {
         std::process::exit(worker::main());
     }
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("../../target/policies/routing-default.wasm");
-    let component = std::fs::read(&path)
-        .map_err(|e| format!("{}: {e}; run `cargo xtask plugins` first", path.display()))?;
+    let component = plugin("routing-default.wasm")?;
     if let [mode, dir] = &arguments[..]
         && mode == "tenants"
     {
@@ -335,11 +344,9 @@ fn scripts() -> Outcome {
             include_str!("../../../plugins/templates/python/routing.py"),
         ),
     ] {
-        let engine = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!(
-            "../../target/policies/engines/{language}-routing.wasm"
-        ));
+        let engine = plugin(&format!("engines/{language}-routing.wasm"))?;
         let script = script.replace("NAME", "campaigns");
-        let component = tidegate_policy::script::embed(&std::fs::read(engine)?, &script)?;
+        let component = tidegate_policy::script::embed(&engine, &script)?;
         let begun = Instant::now();
         let revision = prepare(
             &preparing,

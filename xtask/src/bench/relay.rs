@@ -82,6 +82,9 @@ pub struct Relaying {
     /// Of a bare fdatasync, the median over the rounds.
     pub sync_p99_ms: f64,
     pub runs: Vec<Run>,
+    /// Runs of other mail servers that came to nothing, and why.
+    #[serde(default)]
+    pub failed: Vec<String>,
     #[serde(default)]
     pub by_sessions: Vec<sessions::Point>,
     pub crash: Option<crash::Crash>,
@@ -139,6 +142,7 @@ pub fn interleaved(arguments: &Arguments) -> anyhow::Result<Relaying> {
         pipelining: arguments.pipelining,
     };
     let mut runs: Vec<Run> = Vec::new();
+    let mut failed = Vec::new();
     let mut sync_p99 = Vec::new();
     eprintln!("{}", table::head());
     for round in 1..=arguments.rounds {
@@ -147,9 +151,16 @@ pub fn interleaved(arguments: &Arguments) -> anyhow::Result<Relaying> {
             for &kind in relays.iter().filter(|kind| kind.can(workload)) {
                 let amount = shortened(amount, kind, workload);
                 let run = measure(amount, kind, workload, round, place.path())
-                    .with_context(|| format!("{} at {}", kind.name(), workload.name()))?;
-                eprintln!("{}", table::line(&run));
-                runs.push(run);
+                    .with_context(|| format!("{} at {}", kind.name(), workload.name()));
+                match run {
+                    Ok(run) => {
+                        eprintln!("{}", table::line(&run));
+                        runs.push(run);
+                    }
+                    // Another server's trouble is no reason to lose what was measured.
+                    Err(why) if kind.is_peer() => failed.push(told(&why)),
+                    Err(why) => return Err(why),
+                }
             }
         }
     }
@@ -165,7 +176,15 @@ pub fn interleaved(arguments: &Arguments) -> anyhow::Result<Relaying> {
         for &workload in arguments.workloads.iter().filter(|w| kind.can(**w)) {
             eprintln!("counting syncs: {} at {}", kind.name(), workload.name());
             let counted =
-                count_syncs(shortened(few, kind, workload), kind, workload, place.path())?;
+                match count_syncs(shortened(few, kind, workload), kind, workload, place.path()) {
+                    Err(why) if kind.is_peer() => {
+                        let what =
+                            format!("counting syncs: {} at {}", kind.name(), workload.name());
+                        failed.push(told(&why.context(what)));
+                        None
+                    }
+                    counted => counted?,
+                };
             for run in &mut runs {
                 if run.relay == kind && run.workload == workload {
                     run.syncs_per_message = counted;
@@ -192,9 +211,17 @@ pub fn interleaved(arguments: &Arguments) -> anyhow::Result<Relaying> {
         relays,
         sync_p99_ms: table::median(sync_p99),
         runs,
+        failed,
         by_sessions,
         crash,
     })
+}
+
+/// In one line; also said at once, since the run goes on for long.
+fn told(why: &anyhow::Error) -> String {
+    let text = format!("{why:#}").replace('\n', " ");
+    eprintln!("no figure: {text}");
+    text
 }
 
 /// Some take minutes for what others do in a second: Exim forks for every message, OpenSMTPD has

@@ -155,6 +155,9 @@ pub fn print(figures: &Relaying) {
             println!("{:8} {said}", "");
         }
     }
+    for why in &figures.failed {
+        println!("no figure: {why}");
+    }
     sessions::print(&figures.by_sessions);
 }
 
@@ -193,6 +196,12 @@ pub fn markdown(figures: &Relaying) -> String {
         text.push('\n');
         for said in verdicts(figures, workload) {
             text.push_str(&format!("- {said}\n"));
+        }
+    }
+    if !figures.failed.is_empty() {
+        text.push_str("\nRuns without a figure:\n\n");
+        for why in &figures.failed {
+            text.push_str(&format!("- {why}\n"));
         }
     }
     text.push_str(&sessions::markdown(&figures.by_sessions));
@@ -245,9 +254,11 @@ mod tests {
                 run(Kind::Postfix, 800.0, Some(1.0)),
                 run(Kind::OpenSmtpd, 100.0, Some(0.0)),
             ],
+            failed: vec!["exim at keep: no answer".into()],
             by_sessions: Vec::new(),
             crash: None,
         };
+        assert!(markdown(&figures).contains("\n- exim at keep: no answer\n"));
         assert_eq!(
             verdicts(&figures, Workload::Keep),
             [
